@@ -1,0 +1,51 @@
+"""What tapejit raises. Every message says what was wrong, what we got, and what to do."""
+
+from __future__ import annotations
+
+__all__ = [
+    "BranchChangeError",
+    "BranchChangeWarning",
+    "DomainError",
+    "PassiveConversionError",
+    "ShapeError",
+    "TapeError",
+    "TapeFullError",
+    "TapejitError",
+    "UnsupportedError",
+]
+
+
+class TapejitError(Exception):
+    """Base of everything that tapejit raises on its own account."""
+
+
+class ShapeError(TapejitError, ValueError):
+    """An argument has another shape, length or dtype than the computation needs."""
+
+
+class DomainError(TapejitError, ArithmeticError):
+    """Under ``tj.debug()``: a primitive was evaluated outside its domain."""
+
+
+class TapeError(TapejitError, RuntimeError):
+    """A tape was used in a way it does not allow: a closed tape, two unrelated tapes, an escaped value."""
+
+
+class TapeFullError(TapeError, MemoryError):
+    """A tape would need more slots than an int32 can number."""
+
+
+class PassiveConversionError(TapejitError, TypeError):
+    """An active value was about to become a plain number and lose its derivative."""
+
+
+class UnsupportedError(TapejitError, TypeError):
+    """A function or an operand type that tapejit cannot differentiate faithfully; the message names it."""
+
+
+class BranchChangeError(TapejitError, RuntimeError):
+    """A replay would have taken another branch than the recording did (``on_branch_change="raise"``)."""
+
+
+class BranchChangeWarning(UserWarning):
+    """A replay took another branch than the recording did (``on_branch_change="warn"``)."""

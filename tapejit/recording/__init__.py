@@ -1,0 +1,1 @@
+"""Recording plain Python and NumPy code on a tape."""

@@ -1,0 +1,248 @@
+"""NumPy's ufuncs on active operands: one scalar slot for scalars, one block for arrays.
+
+The recorded value is NumPy's own. What is recorded is the row of the op table that answers to the ufunc's name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from tapejit import ops
+from tapejit.errors import PassiveConversionError, TapeError, UnsupportedError
+from tapejit.layout import ELEMENTWISE
+from tapejit.ops import CODE, Op
+from tapejit.recording.array import Array, actives, is_active, lift_array, operand_for, scalar_or_array
+from tapejit.recording.recorder import Tape, innermost, source_line
+from tapejit.recording.variable import Truth, Variable, lift_scalar, power_lowered, record_scalar
+from tapejit.sweeps.primitives import primitive_table
+
+__all__ = ["apply", "array_power", "call_elementwise", "evaluate", "op_of_ufunc", "select"]
+
+
+@cache
+def _ops_by_ufunc() -> dict[str, Op]:
+    return {name: op for op in ops.OPS for name in (*op.numpy, *op.scipy)}
+
+
+def op_of_ufunc(ufunc: np.ufunc) -> Op | None:
+    """The row that answers to a ufunc of NumPy or ``scipy.special``."""
+    return _ops_by_ufunc().get(ufunc.__name__)
+
+
+def prepared(x: Any) -> Any:
+    """An operand as a plain number, an ndarray, a Variable or an Array; lists and object arrays that hold active values become arrays."""
+    if isinstance(x, Array):
+        return x.item() if not x.shape else x
+    if isinstance(x, (Variable, float, int)):
+        return x
+    if is_active(x):
+        return lift_array(innermost(actives(x)), x)
+    x = np.asarray(x)
+    if x.dtype.kind not in "fiub":
+        raise UnsupportedError(f"active values are real, got an operand of dtype {x.dtype} ({source_line()})")
+    return x if x.ndim else x[()]
+
+
+def plain(x: Any) -> Any:
+    """The numbers of a prepared operand."""
+    if isinstance(x, Array):
+        return x.numbers()
+    return x._value if isinstance(x, Variable) else x
+
+
+def call_elementwise(ufunc: np.ufunc, inputs: Sequence[Any], out: Any = None, dtype: Any = None) -> Any:
+    """Record ``ufunc(*inputs)``."""
+    if dtype is not None and np.dtype(dtype) not in (np.float64, np.dtype(bool)):
+        raise UnsupportedError(f"active values are float64; dtype={np.dtype(dtype)} is not supported ({source_line()})")
+    if ufunc is np.power or ufunc is np.float_power:
+        result = _power_ufunc(ufunc, *inputs)
+    elif ufunc.__name__ == "divmod":
+        return (call_elementwise(np.floor_divide, inputs), call_elementwise(np.remainder, inputs))
+    elif ufunc.__name__ == "modf":
+        whole = call_elementwise(np.trunc, inputs)
+        return (call_elementwise(np.subtract, (inputs[0], whole)), whole)
+    else:
+        op = op_of_ufunc(ufunc)
+        if op is None:
+            raise UnsupportedError(
+                f"np.{ufunc.__name__} is not differentiated by tapejit ({source_line()}); write it with supported functions, add it "
+                "with tj.primitive, or pass tj.value(x) where its derivative is not wanted"
+            )
+        result = apply(op, inputs, ufunc)
+    return stored(result, out)
+
+
+def stored(result: Any, out: Any) -> Any:
+    """Write a result into NumPy's ``out=`` argument, if there is one."""
+    if out is None:
+        return result
+    (target,) = out if isinstance(out, tuple) else (out,)
+    if target is None:
+        return result
+    if not isinstance(target, Array):
+        raise PassiveConversionError(
+            f"a plain float array cannot hold active values ({source_line()}); allocate it with np.zeros(shape, like=x)"
+        )
+    if np.shape(result) != target.shape:
+        result = np.broadcast_to(result, target.shape)
+    target[...] = result
+    return target
+
+
+def apply(op: Op, inputs: Sequence[Any], compute: Callable) -> Any:
+    """Record a primitive on active and plain operands; `compute` gives the value of numbers or ndarrays."""
+    operands = [prepared(x) for x in inputs]
+    tape = innermost([x for x in operands if isinstance(x, (Variable, Array))])
+    code = CODE[op.name]
+    if not any(isinstance(x, Array) or (isinstance(x, np.ndarray) and x.ndim) for x in operands):
+        return _scalar(tape, code, operands, compute)
+    numbers = [plain(x) for x in operands]
+    shape = np.broadcast_shapes(*(np.shape(x) for x in numbers))
+    size = int(np.prod(shape, dtype=np.int64))
+    if size == 0:
+        return Array.of_run(tape, 0, shape, op.boolean)
+    if size == 1:
+        scalars = [_only(x) for x in operands]
+        return Array.of_run(tape, _scalar(tape, code, scalars, compute).slot, shape, op.boolean)
+    reads = [operand_for(tape, x, shape) for x in operands]
+    if tape.careful:
+        tape.check_domain(code, numbers, compute(*numbers))
+    first, value = tape.add_block(ELEMENTWISE, code, shape, reads, size)
+    target = value.reshape(shape)
+    # After `add_block`, which may have moved the values: read the operands where they are now.
+    numbers = [plain(x) for x in operands]
+    if isinstance(compute, np.ufunc):
+        compute(*numbers, out=target, casting="unsafe")
+    else:
+        target[...] = compute(*numbers)
+    return Array.of_run(tape, first, shape, op.boolean)
+
+
+def _only(x: Any) -> Any:
+    """The one element of an operand of size 1."""
+    if isinstance(x, Array):
+        return x.item()
+    return x.reshape(-1)[0] if isinstance(x, np.ndarray) else x
+
+
+def _scalar(tape: Tape, code: int, operands: Sequence[Any], compute: Callable) -> Variable:
+    lifted = [lift_scalar(tape, x) for x in operands]
+    value = float(compute(*(np.float64(x._value) for x in lifted)))
+    return record_scalar(code, *lifted, value=value)
+
+
+# Powers.
+
+
+def _power_ufunc(ufunc: np.ufunc, x: Any, y: Any) -> Any:
+    if is_active(y):
+        return apply(ops.BY_NAME["power"], (x, y), ufunc)
+    y = prepared(y)
+    if isinstance(y, np.ndarray):
+        return apply(ops.BY_NAME["power_constant"], (x, y), lambda a, b: ufunc(a, b))
+    return _lowered(prepared(x), float(y), lambda a: ufunc(a, y))
+
+
+def array_power(x: Array, exponent: Any) -> Any:
+    """``x**exponent``: as `np.power`, with the value that NumPy's operator gives for a plain scalar exponent."""
+    if is_active(exponent) or np.ndim(exponent):
+        return np.power(x, exponent)
+    return _lowered(x, float(exponent), lambda a: a**exponent)
+
+
+def _lowered(x: Any, exponent: float, compute: Callable) -> Any:
+    if isinstance(x, Variable):
+        return power_lowered(x, exponent, float(compute(np.float64(x._value))))
+    if exponent == 1.0:
+        return x.copy()
+    if exponent == 0.0:
+        return np.ones_like(x)
+    row = {2.0: "square", 3.0: "cube", 0.5: "sqrt", -1.0: "reciprocal"}.get(exponent)
+    if row is not None:
+        return apply(ops.BY_NAME[row], (x,), compute)
+    return apply(ops.BY_NAME["power_constant"], (x, exponent), lambda a, _: compute(a))
+
+
+# Selection.
+
+
+def select(condition: Any, x: Any, y: Any) -> Any:
+    """``np.where(condition, x, y)``; a condition that is active is data on the tape, not a decision."""
+    condition, x, y = prepared(condition), prepared(x), prepared(y)
+    found = [z for z in (condition, x, y) if isinstance(z, (Variable, Array))]
+    tape = innermost(found)
+    shape = np.broadcast_shapes(np.shape(condition), np.shape(x), np.shape(y))
+    if isinstance(condition, (Variable, Array)) and not isinstance(condition, Truth) and condition.dtype != bool:
+        condition = condition != 0.0
+    if shape == ():
+        if not isinstance(condition, Variable):
+            return lift_scalar(tape, x if condition else y)
+        c, a, b = (lift_scalar(tape, z) for z in (condition, x, y))
+        value = a._value if c._value else b._value
+        return Variable(tape, tape.push_select(c.slot, a.slot, b.slot, (c._value, value)), value)
+    size = int(np.prod(shape, dtype=np.int64))
+    if size == 0:
+        return Array.of_run(tape, 0, shape)
+    if not isinstance(condition, (Variable, Array)) and all(isinstance(z, (Variable, Array)) or np.ndim(z) == 0 for z in (x, y)):
+        # A plain condition chooses slots: nothing to record.
+        return Array.of_slots(tape, np.where(condition, lift_array(tape, x).slots(), lift_array(tape, y).slots()))
+    if size == 1:
+        return np.reshape(select(*(_only(z) for z in (condition, x, y))), shape)
+    reads = [operand_for(tape, z, shape) for z in (condition, x, y)]
+    first, value = tape.add_block(ELEMENTWISE, ops.SELECT, shape, reads, size)
+    value.reshape(shape)[...] = np.where(np.asarray(plain(condition), dtype=bool), plain(x), plain(y))
+    return scalar_or_array(tape, first, shape)
+
+
+# Primitives that no NumPy function answers to.
+
+
+def evaluate(name: str, *operands: Any) -> Any:
+    """A primitive by its name, on plain numbers, arrays or active values.
+
+    Raises
+    ------
+    KeyError
+        If there is no such primitive; names the nearest.
+    """
+    op = ops.op_named(name)
+    if len(operands) != op.arity:
+        raise TypeError(f"{name} takes {op.arity} operands, got {len(operands)}")
+    if name in ("power", "power_constant") and not any(is_active(x) for x in operands):
+        return np.power(*operands)
+    compute = _compiled(name)
+    if any(is_active(x) for x in operands):
+        return apply(op, operands, compute)
+    result = compute(*operands)
+    return result if result.ndim else float(result)
+
+
+@cache
+def _compiled(name: str) -> Callable:
+    """The value of a primitive on numbers or ndarrays, by the kernels' own function."""
+    from tapejit.sweeps.forward import value_kernel
+
+    code = CODE[name]
+
+    def compute(*operands: Any) -> np.ndarray:
+        arrays = np.broadcast_arrays(*(np.asarray(x, dtype=np.float64) for x in operands))
+        shape = arrays[0].shape
+        flat = [np.ascontiguousarray(a).reshape(-1) for a in arrays]
+        out = np.empty(flat[0].size)
+        n_user = max(0, code - ops.FIRST_USER + 1)
+        value_kernel(code, flat[0], flat[-1], out, primitive_table("value", n_user))
+        return out.reshape(shape)
+
+    return compute
+
+
+def check_tape(x: Any) -> Tape:
+    """The tape of an active operand."""
+    found = actives(x)
+    if not found:
+        raise TapeError("no active value here")
+    return innermost(found)

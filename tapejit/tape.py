@@ -1,0 +1,547 @@
+"""The tape's storage: four flat arrays, one entry a slot, and a side table for blocks.
+
+Slot `s` is the result of primitive ``opcode[s]`` on the slots ``lhs[s]`` and ``rhs[s]``, and its primal is ``value[s]``; operands stand before
+their results, so the slot number is the order of evaluation and no result index is stored. Slot 0 holds the constant 0.0: it is
+the operand that a primitive lacks, and what NumPy's own functions fill in when they work on slot numbers (``np.tril``, ``np.diag``).
+
+A primitive of three operands (`select`) takes two slots: a `positive` slot that carries the condition, and the `select` after it.
+
+A *block* is one instruction that owns a run of slots: an elementwise operation on a whole array, a sum, a matrix product. Its
+first and last slot carry the opcode `block` and the position of its description in `words` (`tapejit.layout` has the format);
+the slots between hold values only.
+
+Scalars recorded from Python are appended to small typed arrays, which costs a third of writing into NumPy's, and moved over in bulk
+(`settle`).
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from tapejit import ops
+from tapejit.errors import TapeError, TapeFullError
+from tapejit.layout import DATA, ELEMENTWISE, HEADER, MATMUL, SLOTS, SUM, TABLE
+
+__all__ = ["MAX_SLOTS", "Block", "FlatTape", "Guards", "Operand"]
+
+MAX_SLOTS = 2**31 - 1
+STAGED = 1 << 16  # scalar slots kept in the small arrays before they are moved over
+
+
+@dataclass(frozen=True)
+class Operand:
+    """What a block reads: slots ``base + offset`` (SLOTS), ``array[offset]`` of slot numbers (TABLE) or of plain numbers (DATA).
+
+    The offset of an element is the sum of its indices times `strides`. `base` is the address of `array` where there is one.
+    """
+
+    mode: int
+    base: int
+    strides: tuple[int, ...]
+    array: np.ndarray | None = None
+
+    def elements(self, shape: tuple[int, ...]) -> np.ndarray:
+        """Slot numbers (int64), or plain numbers (float64) of a passive operand, of the given shape."""
+        if self.mode != SLOTS:
+            strides = tuple(self.array.itemsize * stride for stride in self.strides)
+            taken = np.lib.stride_tricks.as_strided(self.array, shape, strides, writeable=False)
+            return taken.astype(np.int64) if self.mode == TABLE else taken
+        offsets = np.zeros((), dtype=np.int64)
+        for axis, (extent, stride) in enumerate(zip(shape, self.strides, strict=True)):
+            index = np.arange(extent, dtype=np.int64) * stride
+            offsets = offsets + index.reshape((-1,) + (1,) * (len(shape) - axis - 1))
+        return np.broadcast_to(offsets, shape) + self.base
+
+
+@dataclass(frozen=True)
+class Block:
+    """A block as it stands in `words`, for printing, expanding and nesting; the sweeps read the words themselves.
+
+    `shape` is that of the result for elementwise blocks, of the operand for sums, ``(m, k, n)`` for products of (m, k) and (k, n).
+    """
+
+    kind: int
+    first: int
+    size: int
+    code: int
+    shape: tuple[int, ...]
+    operands: tuple[Operand, ...]
+    result_strides: tuple[int, ...] = ()
+
+    @property
+    def name(self) -> str:
+        return {ELEMENTWISE: ops.op_coded(self.code).name, SUM: "sum", MATMUL: "matmul"}[self.kind]
+
+
+@dataclass
+class Guards:
+    """Decisions: the slots on which Python code branched, what they were, and where in the source."""
+
+    slot: array = field(default_factory=lambda: array("i"))
+    expected: array = field(default_factory=lambda: array("d"))
+    line: array = field(default_factory=lambda: array("i"))
+    lines: list[str] = field(default_factory=list)
+
+    def append(self, slots: Sequence[int], expected: Sequence[float], line: str) -> None:
+        if not self.lines or self.lines[-1] != line:
+            self.lines.append(line)
+        self.slot.extend(array("i", slots))
+        self.expected.extend(array("d", expected))
+        self.line.extend(array("i", [len(self.lines) - 1]) * len(slots))
+
+    def first_change(self, value: np.ndarray) -> int:
+        """Number of the first guard whose slot has another value now, or -1."""
+        if not self.slot:
+            return -1
+        now = value[np.frombuffer(self.slot, np.int32)]
+        expected = np.frombuffer(self.expected, np.float64)
+        changed = (now != expected) & ~((now != now) & (expected != expected))
+        return int(changed.argmax()) if changed.any() else -1
+
+
+def _collapsed(shape: tuple[int, ...], strides: Sequence[tuple[int, ...]]) -> tuple[tuple[int, ...], list[tuple[int, ...]]]:
+    """Merge neighbouring dimensions that every operand walks through at one stride: most blocks become one long loop."""
+    kept = [axis for axis, extent in enumerate(shape) if extent != 1]
+    extents: list[int] = []
+    walks: list[list[int]] = [[] for _ in strides]
+    for axis in kept:
+        extent = shape[axis]
+        if extents and all(walk[-1] == s[axis] * extent for walk, s in zip(walks, strides, strict=True)):
+            extents[-1] *= extent
+            for walk, s in zip(walks, strides, strict=True):
+                walk[-1] = s[axis]
+        else:
+            extents.append(extent)
+            for walk, s in zip(walks, strides, strict=True):
+                walk.append(s[axis])
+    if not extents:
+        return (1,), [(0,) for _ in strides]
+    return tuple(extents), [tuple(walk) for walk in walks]
+
+
+class FlatTape:
+    """Storage of a recording: grows at the end, never changes what is there.
+
+    Attributes
+    ----------
+    n_slots : int
+        Slots so far.
+    guards : Guards
+        Decisions that a replay must find again.
+    """
+
+    def __init__(self) -> None:
+        self._opcode = np.zeros(64, np.uint8)
+        self._lhs = np.zeros(64, np.int32)
+        self._rhs = np.zeros(64, np.int32)
+        self._value = np.zeros(64, np.float64)
+        self._staged = (array("B"), array("i"), array("i"), array("d"))
+        self._n_settled = 1  # slot 0: the constant 0.0
+        self._bind()
+        self.n_slots = 1
+        self.limit = 1 + STAGED
+        self.why_closed = ""
+        self.careful = False  # whether every scalar takes the slow path, which checks domains
+        self.max_slots = MAX_SLOTS
+        self.words = array("q")
+        self.block_at = array("q")
+        self._words_now = np.zeros(0, np.int64)
+        self._references: list[tuple[int, np.ndarray]] = []
+        self._n_data_bytes = 0
+        self.input_slots: list[tuple[int, int]] = []
+        self.output_slots = np.zeros(0, np.int64)
+        self.n_user_rows = 0
+        self._constants: dict[float, int] = {}
+        self.guards = Guards()
+
+    def _bind(self) -> None:
+        # Bound methods, looked up once: recording a scalar is four calls and little else.
+        self.push_opcode, self.push_lhs, self.push_rhs, self.push_value = (part.append for part in self._staged)
+
+    # Growth.
+
+    def make_room(self) -> None:
+        """What recording calls when `n_slots` reaches `limit`: move the staged slots over, or say why nothing can be recorded.
+
+        Raises
+        ------
+        TapeError
+            If the tape is closed or was replayed.
+        TapeFullError
+            If the tape would exceed 2**31 - 1 slots; nothing is lost.
+        """
+        self._check_open(1)
+        self.settle()
+        self._set_limit()
+
+    def _set_limit(self) -> None:
+        self.limit = 0 if self.careful or self.why_closed else min(self.n_slots + STAGED, self.max_slots)
+
+    def _check_open(self, n: int) -> None:
+        if self.why_closed:
+            raise TapeError(self.why_closed)
+        if self.n_slots + n > self.max_slots:
+            raise TapeFullError(
+                f"the tape would need {self.n_slots + n} slots, but int32 slot numbers end at {self.max_slots}; nothing is lost. "
+                "Record a part of the computation at a time: checkpointing (tj.loop) keeps one step on the tape"
+            )
+
+    def settle(self) -> None:
+        """Move the staged scalar slots into the flat arrays."""
+        n_staged = len(self._staged[0])
+        if n_staged:
+            self._reserve(self._n_settled + n_staged)
+            run = slice(self._n_settled, self._n_settled + n_staged)
+            for target, part in zip((self._opcode, self._lhs, self._rhs, self._value), self._staged, strict=True):
+                target[run] = np.frombuffer(part, dtype=target.dtype)
+            for part in self._staged:
+                del part[:]
+            self._n_settled += n_staged
+
+    def _reserve(self, n_slots: int) -> None:
+        capacity = self._opcode.size
+        if n_slots <= capacity:
+            return
+        capacity = min(max(n_slots, capacity + capacity // 2), MAX_SLOTS)
+        used = self._n_settled
+        for name in ("_opcode", "_lhs", "_rhs", "_value"):
+            old = getattr(self, name)
+            new = np.empty(capacity, old.dtype)
+            new[:used] = old[:used]
+            setattr(self, name, new)
+
+    def extend(self, n: int) -> int:
+        """Add `n` slots whose contents the caller writes at once (`opcode`, `lhs`, `rhs`, `value`); gives the first."""
+        self._check_open(n)
+        self.settle()
+        first = self.n_slots
+        self._reserve(first + n)
+        self.n_slots = self._n_settled = first + n
+        self._set_limit()
+        return first
+
+    def close(self, why: str) -> None:
+        """Let nothing more be recorded: recording then raises TapeError with this text."""
+        self.settle()
+        self.why_closed = why
+        self._set_limit()
+
+    def reopen(self) -> None:
+        """Undo `close`."""
+        self.why_closed = ""
+        self._set_limit()
+
+    # The flat arrays.
+
+    @property
+    def opcode(self) -> np.ndarray:
+        """Primitive of each slot, (n_slots,) uint8; a view that is good until the tape grows."""
+        self.settle()
+        return self._opcode[: self.n_slots]
+
+    @property
+    def lhs(self) -> np.ndarray:
+        """First operand slots, (n_slots,) int32."""
+        self.settle()
+        return self._lhs[: self.n_slots]
+
+    @property
+    def rhs(self) -> np.ndarray:
+        """Second operand slots, (n_slots,) int32."""
+        self.settle()
+        return self._rhs[: self.n_slots]
+
+    @property
+    def value(self) -> np.ndarray:
+        """Primals, (n_slots,) float64."""
+        self.settle()
+        return self._value[: self.n_slots]
+
+    def word_array(self) -> np.ndarray:
+        """Descriptions of the blocks, as the kernels read them."""
+        if self._words_now.size != len(self.words):
+            self._words_now = np.array(self.words, dtype=np.int64)
+        return self._words_now
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the recording: 17 a slot, the descriptions of blocks, index tables, copies of passive arrays, guards."""
+        tables = sum(a.nbytes for _, a in self._references if a.dtype == np.int32)
+        return 17 * self.n_slots + 8 * len(self.words) + tables + self._n_data_bytes + 16 * len(self.guards.slot)
+
+    # Recording.
+
+    def push(self, code: int, lhs: int, rhs: int, value: float) -> int:
+        """Record one scalar slot; gives its number. (`Variable` has this written out.)"""
+        slot = self.n_slots
+        if slot >= self.limit:
+            self.make_room()
+        self.push_opcode(code)
+        self.push_lhs(lhs)
+        self.push_rhs(rhs)
+        self.push_value(value)
+        self.n_slots = slot + 1
+        if code >= ops.FIRST_USER:
+            self.n_user_rows = max(self.n_user_rows, code - ops.FIRST_USER + 1)
+        return slot
+
+    def push_select(self, condition: int, x: int, y: int, values: tuple[float, float]) -> int:
+        """Record ``x if condition else y`` in two slots; `values` are those of the condition and of the result."""
+        self.push(ops.POSITIVE, condition, 0, values[0])
+        return self.push(ops.SELECT, x, y, values[1])
+
+    def constant(self, number: float) -> int:
+        """The slot of a plain number; equal numbers share one."""
+        key = number if number else repr(number)  # 0.0 and -0.0 are equal, but 1 / x tells them apart.
+        slot = self._constants.get(key)
+        if slot is None:
+            slot = 0 if key == "0.0" else self.push(ops.CONSTANT, 0, 0, number)
+            self._constants[key] = slot
+        return slot
+
+    def push_run(self, code: int, lhs: np.ndarray | int, rhs: np.ndarray | int, value: np.ndarray) -> int:
+        """Record a run of scalar slots at once; gives the first."""
+        first = self.extend(value.size)
+        run = slice(first, first + value.size)
+        self._opcode[run], self._lhs[run], self._rhs[run], self._value[run] = code, lhs, rhs, value
+        return first
+
+    def add_input(self, numbers: np.ndarray) -> int:
+        """Record the inputs of one array or scalar; gives the first slot."""
+        first = self.push_run(ops.INPUT, 0, 0, np.asarray(numbers, dtype=np.float64).reshape(-1))
+        self.input_slots.append((first, int(np.size(numbers))))
+        return first
+
+    def add_block(
+        self,
+        kind: int,
+        code: int,
+        shape: tuple[int, ...],
+        operands: Sequence[Operand],
+        size: int,
+        result_strides: tuple[int, ...] = (),
+    ) -> tuple[int, np.ndarray]:
+        """Record a block of `size` slots; gives its first slot and a view of its values, which the caller fills.
+
+        Parameters
+        ----------
+        kind : int
+            ELEMENTWISE, SUM or MATMUL.
+        code : int
+            Opcode of an elementwise block, else 0.
+        shape : tuple of int
+            See `Block`.
+        operands : sequence of Operand
+            What it reads; their strides have one entry a dimension of `shape` (for MATMUL: rows, columns).
+        size : int
+            Number of slots.
+        result_strides : tuple of int
+            For SUM: strides of the result along the dimensions of the operand, 0 where summed.
+        """
+        first = self.extend(size)
+        at = len(self.words)
+        if kind == MATMUL:
+            m, k, n = shape
+            self.words.extend((kind, first, size, k, m, n))
+            strides = [operand.strides for operand in operands]
+        else:
+            walks = [operand.strides for operand in operands] + ([result_strides] if kind == SUM else [])
+            shape, strides = _collapsed(shape, walks)
+            self.words.extend((kind, first, size, code, len(shape), len(operands), *shape))
+        for operand, walk in zip(operands, strides, strict=False):
+            if operand.mode != SLOTS:
+                self._references.append((len(self.words) + 1, operand.array))
+            self.words.extend((operand.mode, operand.base, *walk))
+        if kind == SUM:
+            self.words.extend(strides[-1])
+        if code >= ops.FIRST_USER:
+            self.n_user_rows = max(self.n_user_rows, code - ops.FIRST_USER + 1)
+        self.block_at.append(at)
+        for slot in (first, first + size - 1):
+            self._opcode[slot], self._lhs[slot], self._rhs[slot] = ops.BLOCK, at, 0
+        return first, self._value[first : first + size]
+
+    def count_data(self, n_bytes: int) -> None:
+        """Count a copy of a passive array that this tape keeps."""
+        self._n_data_bytes += n_bytes
+
+    # Reading.
+
+    def blocks(self) -> list[Block]:
+        """The blocks, in order."""
+        arrays = dict(self._references)
+        return [self._block(at, arrays) for at in self.block_at]
+
+    def _block(self, at: int, arrays: dict[int, np.ndarray]) -> Block:
+        words = self.words
+        kind, first, size = words[at : at + 3]
+        code = 0
+        if kind == MATMUL:
+            k, m, n = words[at + 3 : at + HEADER]
+            shape, ndim, n_operands, place = (m, k, n), 2, 2, at + HEADER
+        else:
+            code, ndim, n_operands = words[at + 3 : at + HEADER]
+            place = at + HEADER + ndim
+            shape = tuple(words[at + HEADER : place])
+        operands = []
+        for _ in range(n_operands):
+            operands.append(Operand(words[place], words[place + 1], tuple(words[place + 2 : place + 2 + ndim]), arrays.get(place + 1)))
+            place += 2 + ndim
+        strides = tuple(words[place : place + ndim]) if kind == SUM else ()
+        return Block(kind, first, size, code, shape, tuple(operands), strides)
+
+    @property
+    def n_inputs(self) -> int:
+        """Number of input slots."""
+        return sum(size for _, size in self.input_slots)
+
+    def input_index(self) -> np.ndarray:
+        """Slot numbers of all inputs in order, (n_inputs,) int64."""
+        runs = [np.arange(first, first + size) for first, size in self.input_slots]
+        return np.concatenate(runs) if runs else np.zeros(0, np.int64)
+
+    def interior(self) -> np.ndarray:
+        """Which slots lie strictly inside a block, (n_slots,) bool."""
+        inside = np.zeros(self.n_slots + 1, np.int8)
+        for at in self.block_at:
+            first, size = self.words[at + 1], self.words[at + 2]
+            if size > 2:
+                inside[first + 1] += 1
+                inside[first + size - 1] -= 1
+        return np.cumsum(inside[:-1]).astype(bool)
+
+    def histogram(self) -> dict[str, int]:
+        """How many slots each primitive has, most first; a block counts all its slots under its own name in brackets."""
+        plain = self.opcode[~self.interior() & (self.opcode != ops.BLOCK)]
+        codes, counts = np.unique(plain, return_counts=True)
+        table = {ops.op_coded(int(code)).name: int(count) for code, count in zip(codes, counts, strict=True)}
+        for block in self.blocks():
+            name = f"[{block.name}]"
+            table[name] = table.get(name, 0) + block.size
+        return dict(sorted(table.items(), key=lambda item: -item[1]))
+
+    def __str__(self) -> str:
+        lines = [
+            f"Tape of {self.n_slots} slots, {self.nbytes} bytes ({self.nbytes / self.n_slots:.1f} a slot)",
+            f"  inputs {self.n_inputs}, outputs {self.output_slots.size}, blocks {len(self.block_at)}, guards {len(self.guards.slot)}",
+            "  opcodes " + ", ".join(f"{name} {count}" for name, count in self.histogram().items()),
+        ]
+        return "\n".join(lines)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} of {self.n_slots} slots, {self.n_inputs} inputs>"
+
+    def to_string(self, first: int = 20) -> str:
+        """The first instructions, one a line.
+
+        Parameters
+        ----------
+        first : int
+            How many.
+
+        Returns
+        -------
+        str
+            ``slot = primitive operands -> value``; a block shows its run of slots.
+
+        Examples
+        --------
+        >>> import tapejit as tj
+        >>> with tj.Tape() as tape:
+        ...     x = tape.input(3.0)
+        ...     y = x * x + 1.0
+        >>> print(tape.to_string())
+        %0 = constant -> 0.0
+        %1 = input -> 3.0
+        %2 = mul %1 %1 -> 9.0
+        %3 = constant -> 1.0
+        %4 = add %2 %3 -> 10.0
+        """
+        opcode, lhs, rhs, value = self.opcode, self.lhs, self.rhs, self.value
+        blocks = {block.first: block for block in self.blocks()} if len(self.block_at) else {}
+        lines: list[str] = []
+        slot = 0
+        while slot < self.n_slots and len(lines) < first:
+            if slot in blocks:
+                block = blocks[slot]
+                operands = " ".join(_operand_text(operand) for operand in block.operands)
+                shape = "x".join(str(extent) for extent in block.shape)
+                lines.append(f"%{slot}..%{slot + block.size - 1} = [{block.name} {shape}] {operands}")
+                slot += block.size
+                continue
+            op = ops.op_coded(int(opcode[slot]))
+            operands = "".join(f" %{operand}" for operand in (lhs[slot], rhs[slot])[: op.arity])
+            lines.append(f"%{slot} = {op.name}{operands} -> {value[slot]}")
+            slot += 1
+        if slot < self.n_slots:
+            lines.append(f"... {self.n_slots - slot} more slots")
+        return "\n".join(lines)
+
+    # Pickling: names of primitives instead of opcodes, no addresses.
+
+    def __getstate__(self) -> dict:
+        state = {name: getattr(self, name) for name in _PLAIN_STATE}
+        opcode, lhs, rhs = self.opcode.copy(), self.lhs.copy(), self.rhs.copy()
+        inside = self.interior()
+        opcode[inside], lhs[inside], rhs[inside] = ops.CONSTANT, 0, 0  # never written: what lies there is not ours to save
+        user = {op.name: op for op in ops.USER[: self.n_user_rows]}
+        state.update(opcode=opcode, lhs=lhs, rhs=rhs, value=self.value.copy(), user=user, rows=_table_digest())
+        return state
+
+    def __setstate__(self, state: dict) -> None:
+        state = dict(state)
+        if state.pop("rows") != _table_digest():
+            raise TapeError(
+                "this tape was pickled with another table of primitives (another version of tapejit); record it again with this one"
+            )
+        codes = {ops.FIRST_USER + i: ops.add_row(op) for i, op in enumerate(state.pop("user").values())}
+        FlatTape.__init__(self)
+        self._opcode, self._lhs, self._rhs, self._value = (state.pop(name) for name in ("opcode", "lhs", "rhs", "value"))
+        self.n_slots = self._n_settled = self._opcode.size
+        self.__dict__.update(state)
+        for at, referred in self._references:
+            self.words[at] = referred.ctypes.data
+        self._renumber(codes)
+
+    def _renumber(self, codes: dict[int, int]) -> None:
+        """Put the opcodes that users' primitives have in this process in place of those they had where the tape was pickled."""
+        moved = {old: new for old, new in codes.items() if old != new}
+        if moved:
+            table = np.arange(256, dtype=np.uint8)
+            for old, new in moved.items():
+                table[old] = new
+            self._opcode = table[self._opcode]
+            for at in self.block_at:
+                if self.words[at] == ELEMENTWISE:
+                    self.words[at + 3] = int(table[self.words[at + 3]])
+        self.n_user_rows = max((new - ops.FIRST_USER + 1 for new in codes.values()), default=0)
+
+
+_PLAIN_STATE = (
+    "limit",
+    "why_closed",
+    "max_slots",
+    "words",
+    "block_at",
+    "_references",
+    "_n_data_bytes",
+    "input_slots",
+    "output_slots",
+    "_constants",
+    "guards",
+)
+
+
+def _table_digest() -> tuple:
+    """Names and formulas of the table: what makes opcodes of two processes mean the same."""
+    return tuple((op.name, op.value, op.partials) for op in ops.OPS)
+
+
+def _operand_text(operand: Operand) -> str:
+    if operand.mode == SLOTS:
+        return f"%{operand.base}"
+    return "table" if operand.mode == TABLE else "data"

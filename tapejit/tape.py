@@ -93,6 +93,14 @@ class Guards:
         self.expected.extend(array("d", expected))
         self.line.extend(array("i", [len(self.lines) - 1]) * len(slots))
 
+    def extend(self, other: Guards, shift: int) -> None:
+        """Take over the decisions of a tape that was copied to the end of this one."""
+        first_line = len(self.lines)
+        self.lines.extend(other.lines)
+        self.slot.extend(array("i", [slot + shift for slot in other.slot]))
+        self.expected.extend(other.expected)
+        self.line.extend(array("i", [line + first_line for line in other.line]))
+
     def first_change(self, value: np.ndarray) -> int:
         """Number of the first guard whose slot has another value now, or -1."""
         if not self.slot:
@@ -368,6 +376,71 @@ class FlatTape:
     def count_data(self, n_bytes: int) -> None:
         """Count a copy of a passive array that this tape keeps."""
         self._n_data_bytes += n_bytes
+
+    # What nested transforms need: another tape's slots at the end of this one, and room for kernels to write in.
+
+    def append_tape(self, other: FlatTape, sources: Sequence[tuple[int, np.ndarray]]) -> int:
+        """Copy all slots of another tape to the end of this one; slot `s` of it then stands at ``s + shift``, which is returned.
+
+        Parameters
+        ----------
+        other : FlatTape
+            The tape to copy.
+        sources : sequence of (first, slots)
+            Slots of `other` from `first` on that stand for these slots here: they become copies of them. Its other inputs become constants.
+        """
+        n = other.n_slots
+        shift = self.extend(n)
+        run = slice(shift, shift + n)
+        opcode, lhs, rhs = other.opcode.copy(), other.lhs.astype(np.int64), other.rhs.astype(np.int64)
+        inside = other.interior()
+        is_block = opcode == ops.BLOCK
+        shifted = ~(is_block | inside)
+        opcode[inside] = ops.CONSTANT
+        opcode[opcode == ops.INPUT] = ops.CONSTANT
+        # Slot 0 stays slot 0: it says that there is no operand.
+        for operands in (lhs, rhs):
+            operands[shifted & (operands != 0)] += shift
+            operands[inside] = 0
+        for first, slots in sources:
+            opcode[first : first + slots.size] = ops.POSITIVE
+            lhs[first : first + slots.size] = slots
+        lhs[is_block] += len(self.words)
+        self._opcode[run], self._lhs[run], self._rhs[run], self._value[run] = opcode, lhs, rhs, other.value
+        ends = [*other.block_at[1:], len(other.words)] if len(other.block_at) else []
+        for block, at, end in zip(other.blocks(), other.block_at, ends, strict=True):
+            self._append_words(other.words[at:end], block, shift)
+        self.guards.extend(other.guards, shift)
+        self.n_user_rows = max(self.n_user_rows, other.n_user_rows)
+        return shift
+
+    def _append_words(self, words: array, block: Block, shift: int) -> None:
+        own = len(self.words)
+        self.block_at.append(own)
+        self.words.extend(words)
+        self.words[own + 1] += shift
+        place = own + HEADER + (0 if block.kind == MATMUL else len(block.shape))
+        for operand in block.operands:
+            if operand.mode == SLOTS:
+                self.words[place + 1] += shift
+            else:
+                array = operand.array + np.int32(shift) if operand.mode == TABLE else operand.array
+                self._references.append((place + 1, array))
+                self.words[place + 1] = array.ctypes.data
+            place += 2 + len(operand.strides)
+
+    def room(self, n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """The flat arrays with room for `n` more slots, for a kernel to append to; say how many it took with `took_room`."""
+        self._check_open(n)
+        self.settle()
+        self._reserve(self.n_slots + n)
+        return self._opcode, self._lhs, self._rhs, self._value
+
+    def took_room(self, n_slots: int, n_user_rows: int = 0) -> None:
+        """Count the slots that a kernel has appended."""
+        self.n_slots = self._n_settled = n_slots
+        self.n_user_rows = max(self.n_user_rows, n_user_rows)
+        self._set_limit()
 
     # Reading.
 

@@ -313,6 +313,27 @@ def op_coded(code: int) -> Op:
     return OPS[code] if code < FIRST_USER else USER[code - FIRST_USER]
 
 
+def check_names(op: Op) -> None:
+    """Raise ValueError if an expression of a row calls something that is not a primitive, or with another number of operands."""
+
+    def visit(tree: Tree, text: str) -> None:
+        if isinstance(tree, tuple):
+            name, *children = tree
+            arity = op.arity if name == op.name else op_named(name).arity + (name == "select")
+            if not arity or len(children) != arity:
+                raise ValueError(f"primitive {op.name!r}: {text!r} calls {name} with {len(children)} operands; it takes {arity}")
+            for child in children:
+                visit(child, text)
+
+    for text in (op.value, *op.partials, *(op.seconds or ())):
+        try:
+            visit(parse(text), text)
+        except KeyError as error:
+            raise ValueError(f"primitive {op.name!r}: {text!r}: {error.args[0]}") from None
+    if op.name in set(names(parse(op.value))):
+        raise ValueError(f"primitive {op.name!r}: its value calls itself")
+
+
 def add_row(op: Op) -> int:
     """Add a user's row to the table; gives its opcode. The same row again is the one already there.
 

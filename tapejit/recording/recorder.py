@@ -290,6 +290,29 @@ class Tape(FlatTape):
         grad[: self._grad.size] = self._grad
         return grad[index]
 
+    # Other forms.
+
+    def expand(self) -> Tape:
+        """This tape with its blocks written out as scalar slots.
+
+        Examples
+        --------
+        >>> import numpy as np, tapejit as tj
+        >>> tape = tj.record(lambda x: np.sum(x * x), np.ones(3))
+        >>> print(tape.tape.to_string())
+        %0 = constant -> 0.0
+        %1 = input -> 1.0
+        %2 = input -> 1.0
+        %3 = input -> 1.0
+        %4..%6 = [mul 3] %1 %1
+        %7..%7 = [sum 3] %4
+        >>> tape.expand().histogram()
+        {'input': 3, 'mul': 3, 'add': 2, 'constant': 1}
+        """
+        from tapejit.expansion import expand
+
+        return expand(self, Tape())
+
     # Replays.
 
     def set_inputs(self, value: np.ndarray, inputs: Any) -> None:

@@ -8,6 +8,7 @@ and a primitive that a user adds has the same three functions of its own (see `t
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -65,7 +66,9 @@ def _compiled(kind: str, start: int, stop: int) -> CFunc:
 
 def _executed(text: str, label: str) -> Callable:
     namespace = {**NAMESPACE, "__name__": __name__}
-    exec(compile(text, f"{label}.py", "exec"), namespace)  # our own text, made from checked expressions
+    # Users' formulas are not part of the cache's fingerprint: their digest is.
+    digest = hashlib.sha256(text.encode()).hexdigest()[:12]
+    exec(compile(text, f"{label}_{digest}.py", "exec"), namespace)  # our own text, made from checked expressions
     return namespace["primitive"]
 
 

@@ -1,0 +1,282 @@
+"""SciPy's optimisers with exact derivatives from a replayed tape."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from tapejit.derivatives import Recording, hvp, jacobian, record
+from tapejit.errors import UnsupportedError
+from tapejit.recording.recorder import real_array
+
+__all__ = ["minimize"]
+
+_GRADIENT = ("CG", "BFGS", "L-BFGS-B", "TNC", "SLSQP")
+_PRODUCT = ("Newton-CG", "trust-ncg", "trust-krylov", "trust-constr")
+_HESSIAN = ("dogleg", "trust-exact")
+_METHODS = {method.lower(): method for method in (*_GRADIENT, *_PRODUCT, *_HESSIAN)}
+# Trial points of a line search that may lie outside the domain one after the other before the run is given up.
+_PATIENCE = 20
+
+
+def minimize(
+    fun: Callable,
+    x0: Any,
+    args: tuple = (),
+    method: str = "L-BFGS-B",
+    bounds: Any = None,
+    constraints: Any = (),
+    tol: float | None = None,
+    callback: Callable | None = None,
+    options: dict | None = None,
+    progress: bool = False,
+    on_branch_change: str = "record",
+) -> Any:
+    """Minimise a scalar function with exact gradients, and exact Hessian-vector products where the method takes them.
+
+    `fun` is recorded once and replayed; where a decision in it changes, it is recorded again.
+
+    Parameters
+    ----------
+    fun : callable or Recording
+        ``fun(x, *args)``, plain Python or NumPy code that returns a scalar; `x` has the shape of `x0`.
+    x0 : float or array_like
+        Where to start; any shape.
+    args : tuple
+        Further arguments of `fun`, passive.
+    method : str
+        CG, BFGS, L-BFGS-B, TNC, SLSQP (gradients); Newton-CG, trust-ncg, trust-krylov, trust-constr (and exact H v); dogleg, trust-exact
+        (and the Hessian). See `scipy.optimize.minimize`, as for the next four.
+    bounds : sequence or scipy.optimize.Bounds, optional
+        One pair an entry of ``x0.ravel()``.
+    constraints : optional
+        As in SciPy; those given by plain functions get exact Jacobians.
+    tol : float, optional
+        Tolerance for termination.
+    callback : callable, optional
+        ``callback(xk)`` or ``callback(intermediate_result)``, with `x` in the shape of `x0`; may raise StopIteration.
+    options : dict, optional
+        Options of the method.
+    progress : bool
+        Show a bar with loss and gradient norm (needs tqdm: ``pip install tapejit[progress]``).
+    on_branch_change : {"record", "raise", "warn"}
+        See `Recording`.
+
+    Returns
+    -------
+    scipy.optimize.OptimizeResult
+        With `x` and `jac` in the shape of `x0`, and `n_recorded`, how often `fun` was recorded. If the loss or the gradient stops being
+        finite, `success` is False, `message` says where, and `x` is the best point so far.
+
+    Raises
+    ------
+    UnsupportedError
+        If the method uses no derivatives.
+
+    Examples
+    --------
+    >>> import numpy as np, tapejit as tj
+    >>> result = tj.minimize(lambda x: (x[0] - 1.0) ** 2 + (x[1] + 2.0) ** 2, [0.0, 0.0])
+    >>> result.success, result.x.round(6)
+    (True, array([ 1., -2.]))
+    """
+    import scipy.optimize
+
+    name = _METHODS.get(str(method).lower())
+    if name is None:
+        raise UnsupportedError(f"method {method!r} uses no derivatives; choose one of {', '.join(_METHODS.values())}, or call SciPy itself")
+    start = real_array(x0, "x0")
+    recording = fun if isinstance(fun, Recording) else record(fun, _shaped(start.reshape(-1), start.shape), *args, on_branch_change=on_branch_change)
+    objective = _Objective(recording, start.shape, tuple(args) if isinstance(fun, Recording) and args else None)
+    with _Watch(objective, callback, progress, name) as watch:
+        keywords: dict[str, Any] = {"jac": True, "bounds": bounds, "tol": tol, "callback": watch.callback, "options": options}
+        if name in _PRODUCT:
+            keywords["hessp"] = objective.hessian_product
+        if name in _HESSIAN:
+            keywords["hess"] = objective.hessian
+        if np.size(constraints) or isinstance(constraints, dict):
+            keywords["constraints"] = _exact_constraints(constraints, start.shape)
+        try:
+            result = scipy.optimize.minimize(objective, start.reshape(-1), method=name, **keywords)
+        except _NotFiniteError as stopped:
+            result = scipy.optimize.OptimizeResult(success=False, status=-1, message=str(stopped), nfev=objective.n_evaluations)
+            objective.put_best(result)
+    return _finished(result, objective, start.shape)
+
+
+class _NotFiniteError(Exception):
+    """Stops SciPy where the loss or its gradient is not finite."""
+
+
+class _Objective:
+    """Value and gradient for SciPy: flat vectors in and out, the best point kept."""
+
+    def __init__(self, recording: Recording, shape: tuple[int, ...], args: tuple | None) -> None:
+        self.recording, self.shape, self.args = recording, shape, args
+        self.best_x: np.ndarray | None = None
+        self.best_loss = np.inf
+        self.best_grad: np.ndarray | None = None
+        self.n_evaluations = 0
+        self._n_bad = 0
+
+    def __call__(self, x: np.ndarray) -> tuple[float, np.ndarray]:
+        loss, gradient = self.recording.value_and_grad(_shaped(x, self.shape), self.args)
+        gradient = np.asarray(gradient, dtype=float).reshape(-1)
+        self.n_evaluations += 1
+        if np.isfinite(loss) and np.isfinite(gradient).all():
+            self._n_bad = 0
+            if self.best_x is None or loss < self.best_loss:
+                self.best_x, self.best_loss, self.best_grad = x.copy(), loss, gradient.copy()
+            return loss, gradient
+        return self._not_finite(loss, gradient)
+
+    def _not_finite(self, loss: float, gradient: np.ndarray) -> tuple[float, np.ndarray]:
+        """Let a line search step back from a point outside the domain, a number of times; otherwise stop."""
+        self._n_bad += 1
+        at = int(np.flatnonzero(~np.isfinite(gradient))[0]) if np.isfinite(loss) else None
+        what = f"the loss is {loss}" if at is None else f"the gradient is {gradient[at]} in entry {at}"
+        if self.best_x is None:
+            raise _NotFiniteError(f"{what} at x0: start inside the domain of the function; tj.debug() finds the operation")
+        if self._n_bad >= _PATIENCE or at is not None:
+            raise _NotFiniteError(
+                f"{what} at evaluation {self.n_evaluations}; x is the best point so far, with loss {self.best_loss:.6g}. Bounds keep a "
+                "search inside the domain; tj.debug() finds the operation"
+            )
+        # A line search that starts at the best point fits a parabola to this rising slope, and takes a quarter of the step next.
+        assert self.best_grad is not None
+        rise = abs(float(self.best_grad @ (x - self.best_x)))
+        return self.best_loss + max(rise, 1e-8 * (1.0 + abs(self.best_loss))), -self.best_grad
+
+    def hessian_product(self, x: np.ndarray, v: np.ndarray, *_: Any) -> np.ndarray:
+        v = np.asarray(v, dtype=float).reshape(-1)  # SciPy probes operators with integers
+        product = self.recording.hvp(_shaped(x, self.shape), _shaped(v, self.shape), self.args)
+        return np.asarray(product, dtype=float).reshape(-1)
+
+    def hessian(self, x: np.ndarray, *_: Any) -> np.ndarray:
+        return np.asarray(self.recording.hessian(_shaped(x, self.shape), self.args), dtype=float).reshape(x.size, x.size)
+
+    def put_best(self, result: Any) -> None:
+        """Give a result the best point; the start if there is none."""
+        result.x = self.best_x
+        result.fun, result.jac = self.best_loss, self.best_grad
+
+
+class _Watch:
+    """The caller's callback and the progress bar, behind the one signature that the method wants."""
+
+    def __init__(self, objective: _Objective, callback: Callable | None, progress: bool, method: str) -> None:
+        self.objective, self.user = objective, callback
+        self.bar = _bar() if progress else None
+        self.whole = callback is not None and "intermediate_result" in inspect.signature(callback).parameters
+        self.callback: Callable | None = None
+        if method == "trust-constr":
+            self.callback = self._with_state
+        elif self.whole:
+            self.callback = self._with_result
+        elif callback is not None or progress:
+            self.callback = self._with_point
+
+    def __enter__(self) -> _Watch:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+    def _with_point(self, xk: np.ndarray) -> Any:
+        self._show()
+        return self.user(_shaped(np.array(xk), self.objective.shape)) if self.user is not None else None
+
+    def _with_result(self, intermediate_result: Any) -> Any:
+        self._show()
+        intermediate_result.x = _shaped(np.array(intermediate_result.x), self.objective.shape)
+        return self.user(intermediate_result=intermediate_result)  # type: ignore[misc]
+
+    def _with_state(self, xk: np.ndarray, state: Any) -> Any:
+        if self.user is None:
+            return self._with_point(xk)
+        if self.whole:
+            return self._with_result(state)
+        self._show()
+        return self.user(_shaped(np.array(xk), self.objective.shape))
+
+    def _show(self) -> None:
+        if self.bar is not None:
+            self.bar.update()
+            norm = np.linalg.norm(self.objective.best_grad) if self.objective.best_grad is not None else np.nan
+            self.bar.set_postfix_str(f"loss {self.objective.best_loss:.6g}, gradient norm {norm:.3g}")
+
+
+def _bar() -> Any:
+    try:
+        from tqdm.auto import tqdm
+    except ImportError:
+        raise ImportError("progress=True needs tqdm; install it with: pip install 'tapejit[progress]'") from None
+    return tqdm(desc="minimise", unit=" iterations")
+
+
+def _shaped(x: np.ndarray, shape: tuple[int, ...]) -> Any:
+    return x.reshape(shape) if shape else float(x[0])
+
+
+def _finished(result: Any, objective: _Objective, shape: tuple[int, ...]) -> Any:
+    """The result in the caller's shapes; never worse than the best point that was seen, unless constraints chose it."""
+    if result.x is None:
+        result.x = np.full(int(np.prod(shape, dtype=int)), np.nan)
+    elif not np.isfinite(result.fun) and objective.best_x is not None:
+        objective.put_best(result)
+        result.success = False
+        result.message = f"{result.message}; the loss was not finite there, so x is the best point before"
+    result.n_recorded = objective.recording.n_recorded
+    result.x = np.asarray(result.x).reshape(shape)
+    if getattr(result, "jac", None) is not None and np.size(result.jac) == result.x.size:
+        result.jac = np.asarray(result.jac).reshape(shape)
+    return result
+
+
+def _exact_constraints(constraints: Any, shape: tuple[int, ...]) -> list[Any]:
+    """Constraints with exact Jacobians, and exact Hessians of their combinations, where the caller gave plain functions."""
+    from scipy.optimize import NonlinearConstraint
+
+    given: Sequence[Any] = [constraints] if isinstance(constraints, (dict, NonlinearConstraint)) or not np.iterable(constraints) else constraints
+    return [_exact_constraint(constraint, shape) for constraint in given]
+
+
+def _exact_constraint(constraint: Any, shape: tuple[int, ...]) -> Any:
+    from scipy.optimize import NonlinearConstraint
+    from scipy.sparse.linalg import LinearOperator
+
+    if isinstance(constraint, dict):
+        if callable(constraint.get("jac")):
+            return constraint
+        fun, args = constraint["fun"], tuple(constraint.get("args", ()))
+        return {**constraint, "fun": _flat(fun, shape, args), "jac": _flat_jacobian(fun, shape, args), "args": ()}
+    if not isinstance(constraint, NonlinearConstraint) or callable(constraint.jac):
+        return constraint
+    fun = constraint.fun
+
+    def curvature(x: np.ndarray, v: np.ndarray) -> LinearOperator:
+        def combined(point: Any) -> Any:
+            return np.sum(np.reshape(fun(point), -1) * v)
+
+        def product(direction: np.ndarray) -> np.ndarray:
+            return np.reshape(hvp(combined)(_shaped(x, shape), _shaped(np.asarray(direction, dtype=float).reshape(-1), shape)), -1)
+
+        return LinearOperator((x.size, x.size), matvec=product, rmatvec=product, dtype=float)
+
+    hess = constraint.hess if callable(constraint.hess) else curvature
+    return NonlinearConstraint(
+        _flat(fun, shape, ()), constraint.lb, constraint.ub, jac=_flat_jacobian(fun, shape, ()), hess=hess, keep_feasible=constraint.keep_feasible
+    )
+
+
+def _flat(fun: Callable, shape: tuple[int, ...], args: tuple) -> Callable:
+    return lambda x: np.asarray(fun(_shaped(x, shape), *args), dtype=float).reshape(-1)
+
+
+def _flat_jacobian(fun: Callable, shape: tuple[int, ...], args: tuple) -> Callable:
+    exact = jacobian(fun)
+    return lambda x: np.reshape(exact(_shaped(x, shape), *args), (-1, x.size))

@@ -68,7 +68,8 @@ def minimize(
     Returns
     -------
     scipy.optimize.OptimizeResult
-        With `x` and `jac` in the shape of `x0`, and `n_recorded`, how often `fun` was recorded. If the loss or the gradient stops being
+        With `x` and `jac` in the shape of `x0`, `n_recorded`, how often `fun` was recorded, and `n_not_finite`, how many
+        trial points lay where loss or gradient is not finite. If the loss or the gradient stops being
         finite, `success` is False, `message` says where, and `x` is the best point so far.
 
     Raises
@@ -119,7 +120,7 @@ class _Objective:
         self.best_x: np.ndarray | None = None
         self.best_loss = np.inf
         self.best_grad: np.ndarray | None = None
-        self.n_evaluations = 0
+        self.n_evaluations = self.n_not_finite = 0
         self._n_bad = 0
 
     def __call__(self, x: np.ndarray) -> tuple[float, np.ndarray]:
@@ -131,16 +132,17 @@ class _Objective:
             if self.best_x is None or loss < self.best_loss:
                 self.best_x, self.best_loss, self.best_grad = x.copy(), loss, gradient.copy()
             return loss, gradient
-        return self._not_finite(loss, gradient)
+        return self._not_finite(x, loss, gradient)
 
-    def _not_finite(self, loss: float, gradient: np.ndarray) -> tuple[float, np.ndarray]:
+    def _not_finite(self, x: np.ndarray, loss: float, gradient: np.ndarray) -> tuple[float, np.ndarray]:
         """Let a line search step back from a point outside the domain, a number of times; otherwise stop."""
         self._n_bad += 1
+        self.n_not_finite += 1
         at = int(np.flatnonzero(~np.isfinite(gradient))[0]) if np.isfinite(loss) else None
         what = f"the loss is {loss}" if at is None else f"the gradient is {gradient[at]} in entry {at}"
         if self.best_x is None:
             raise _NotFiniteError(f"{what} at x0: start inside the domain of the function; tj.debug() finds the operation")
-        if self._n_bad >= _PATIENCE or at is not None:
+        if self._n_bad >= _PATIENCE:
             raise _NotFiniteError(
                 f"{what} at evaluation {self.n_evaluations}; x is the best point so far, with loss {self.best_loss:.6g}. Bounds keep a "
                 "search inside the domain; tj.debug() finds the operation"
@@ -152,11 +154,19 @@ class _Objective:
 
     def hessian_product(self, x: np.ndarray, v: np.ndarray, *_: Any) -> np.ndarray:
         v = np.asarray(v, dtype=float).reshape(-1)  # SciPy probes operators with integers
-        product = self.recording.hvp(_shaped(x, self.shape), _shaped(v, self.shape), self.args)
-        return np.asarray(product, dtype=float).reshape(-1)
+        return self._curvature(self.recording.hvp(_shaped(x, self.shape), _shaped(v, self.shape), self.args)).reshape(-1)
 
     def hessian(self, x: np.ndarray, *_: Any) -> np.ndarray:
-        return np.asarray(self.recording.hessian(_shaped(x, self.shape), self.args), dtype=float).reshape(x.size, x.size)
+        return self._curvature(self.recording.hessian(_shaped(x, self.shape), self.args)).reshape(x.size, x.size)
+
+    def _curvature(self, second: Any) -> np.ndarray:
+        numbers = np.asarray(second, dtype=float)
+        if not np.isfinite(numbers).all():
+            raise _NotFiniteError(
+                f"a second derivative is not finite at evaluation {self.n_evaluations}; x is the best point so far, with loss {self.best_loss:.6g}. "
+                "A method without second derivatives (L-BFGS-B) may go on"
+            )
+        return numbers
 
     def put_best(self, result: Any) -> None:
         """Give a result the best point; the start if there is none."""
@@ -231,6 +241,7 @@ def _finished(result: Any, objective: _Objective, shape: tuple[int, ...]) -> Any
         result.success = False
         result.message = f"{result.message}; the loss was not finite there, so x is the best point before"
     result.n_recorded = objective.recording.n_recorded
+    result.n_not_finite = objective.n_not_finite
     result.x = np.asarray(result.x).reshape(shape)
     if getattr(result, "jac", None) is not None and np.size(result.jac) == result.x.size:
         result.jac = np.asarray(result.jac).reshape(shape)

@@ -38,7 +38,7 @@ rng = np.random.default_rng(0)
 theta_0 = rng.normal(scale=0.1, size=65 * N_HIDDEN + (N_HIDDEN + 1) * 10)
 
 start = time.perf_counter()
-fit = tj.minimize(loss, theta_0, maxiter=150)
+fit = tj.minimize(loss, theta_0, options={"maxiter": 150})
 print(f"{theta_0.size} weights: loss {loss(theta_0):.4f} -> {fit.fun:.4f}", end=" ")
 print(f"in {fit.nit} iterations, {time.perf_counter() - start:.1f} s")
 

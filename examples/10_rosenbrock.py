@@ -31,7 +31,7 @@ print("gradient and H v agree with scipy.optimize.rosen_der and rosen_hess_prod"
 
 for method, options in (("L-BFGS-B", {}), ("trust-ncg", {"gtol": 1e-6})):
     start = time.perf_counter()
-    result = tj.minimize(rosenbrock, x_0, method=method, **options)
+    result = tj.minimize(tape, x_0, method=method, options=options)
     elapsed = time.perf_counter() - start
     error = np.abs(result.x - 1).max()
     print(f"{method}: f = {result.fun:.1e}, x = 1 to {error:.1e}, {result.nit} iterations, {elapsed:.1f} s")

@@ -7,6 +7,7 @@ replay at new inputs costs a forward sweep instead of a recording, and notices a
 
 from __future__ import annotations
 
+import pickle
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -124,13 +125,8 @@ class Call:
         outer = self._outer_with([y_bar])
         if outer is None:
             seeds = _checked(y_bar, self.output_shape, "y_bar", "the output")
-            adjoint = np.zeros(self.tape.n_slots)
-            np.add.at(adjoint, self.output, seeds.reshape(-1))
-            sweeps.reverse(self.tape, adjoint)
-            return self._split(adjoint[self.tape.input_index()])
-        seed = lift_array(outer, y_bar)
-        if seed.shape != self.output_shape:
-            seed = np.broadcast_to(seed, self.output_shape)
+            return self._split(sweeps.input_adjoint(self.tape, self.output, seeds.reshape(-1)))
+        seed = _lifted(outer, y_bar, self.output_shape, "y_bar", "the output")
         bars = self.transcript(outer).reverse([(self.output, seed)])
         return [_active(outer, bar, shape) for bar, shape in zip(bars, self.shapes, strict=True)]
 
@@ -152,7 +148,7 @@ class Call:
             return _shaped(tangent[self.output], self.output_shape)
         transcript = self.transcript(outer)
         dots = [
-            lift_array(outer, np.broadcast_to(x_dot, shape) if np.shape(x_dot) != shape else x_dot).slots()
+            _lifted(outer, x_dot, shape, "x_dot", "the argument").slots()
             for x_dot, shape in zip(x_dots, self.shapes, strict=True)
         ]
         return _active(outer, transcript.tangent(dots, self.output), self.output_shape)
@@ -211,14 +207,26 @@ def _active(outer: Tape, slots: np.ndarray, shape: tuple[int, ...]) -> Any:
 
 def _checked(x: Any, shape: tuple[int, ...], name: str, whose: str) -> np.ndarray:
     numbers = real_array(x, name)
-    if numbers.shape != shape:
-        raise ShapeError(f"{name} has shape {numbers.shape}, but {whose} has shape {shape}; pass one number for each element")
+    _check_shape(numbers.shape, shape, name, whose)
     return numbers
+
+
+def _lifted(outer: Tape, x: Any, shape: tuple[int, ...], name: str, whose: str) -> Array:
+    array = lift_array(outer, x if is_active(x) else real_array(x, name))
+    _check_shape(array.shape, shape, name, whose)
+    return array
+
+
+def _check_shape(got: tuple[int, ...], shape: tuple[int, ...], name: str, whose: str) -> None:
+    if got != shape:
+        raise ShapeError(f"{name} has shape {got}, but {whose} has shape {shape}; pass one number for each element")
 
 
 def _argnums(argnums: int | Sequence[int], n_args: int) -> tuple[tuple[int, ...], bool]:
     """Which arguments, and whether the caller named just one."""
     single = isinstance(argnums, (int, np.integer))
+    if not single and not isinstance(argnums, (tuple, list, range, np.ndarray)):
+        raise TypeError(f"argnums must be an int or a sequence of ints, got {argnums!r}")
     wanted = (int(argnums),) if single else tuple(int(i) for i in argnums)  # type: ignore[union-attr, arg-type]
     for i in wanted:
         if not -n_args <= i < n_args:
@@ -229,10 +237,15 @@ def _argnums(argnums: int | Sequence[int], n_args: int) -> tuple[tuple[int, ...]
     return normalised, single
 
 
-def _recorded(f: Callable, args: tuple, kwargs: dict, argnums: int | Sequence[int]) -> tuple[Call, list[int], bool]:
-    """Record a call; also the order in which the caller named the arguments."""
+def _recorded(
+    f: Callable, args: tuple, kwargs: dict, argnums: int | Sequence[int], lend: bool = True
+) -> tuple[Call, list[int], bool]:
+    """Record a call; also the order in which the caller named the arguments.
+
+    Passive arrays are lent to a tape that ends with the call. A pullback, or a tape around this one, outlives it: the caller may change them.
+    """
     wanted, single = _argnums(argnums, len(args))
-    call = Call(f, args, wanted, kwargs)
+    call = Call(f, args, wanted, kwargs, lend and not open_tapes())
     order = [sorted(wanted).index(i) for i in wanted]
     return call, order, single
 
@@ -317,6 +330,12 @@ def _tuple_of(x: Any, single: bool, n: int, name: str) -> tuple:
     return parts
 
 
+def _last_apart(args: tuple, name: str) -> tuple[tuple, Any]:
+    if len(args) < 2:
+        raise TypeError(f"{len(args)} arguments were given; pass those of the function and, last, the direction {name}")
+    return args[:-1], args[-1]
+
+
 def jvp(f: Callable, argnums: int | Sequence[int] = 0) -> Callable:
     """A function that returns the value of `f` and its derivative along a direction, by a tangent sweep.
 
@@ -343,8 +362,8 @@ def jvp(f: Callable, argnums: int | Sequence[int] = 0) -> Callable:
 
     @wraps(f)
     def value_and_tangent(*args: Any, **kwargs: Any) -> tuple[Any, Any]:
-        *given, x_dot = args
-        call, order, single = _recorded(f, tuple(given), kwargs, argnums)
+        given, x_dot = _last_apart(args, "x_dot")
+        call, order, single = _recorded(f, given, kwargs, argnums)
         x_dots = _tuple_of(x_dot, single, len(order), "x_dot")
         by_position = [x_dots[order.index(i)] for i in range(len(order))]
         tangent = call.push_forward(by_position)
@@ -380,7 +399,7 @@ def vjp(f: Callable, argnums: int | Sequence[int] = 0) -> Callable:
 
     @wraps(f)
     def value_and_pullback(*args: Any, **kwargs: Any) -> tuple[Any, Callable]:
-        call, order, single = _recorded(f, args, kwargs, argnums)
+        call, order, single = _recorded(f, args, kwargs, argnums, lend=False)
 
         def pullback(y_bar: Any) -> Any:
             return _named(call.pull_back(y_bar), order, single)
@@ -474,9 +493,9 @@ def hvp(f: Callable, argnums: int | Sequence[int] = 0) -> Callable:
 
     @wraps(f)
     def hessian_vector_product(*args: Any, **kwargs: Any) -> Any:
-        *given, v = args
+        given, v = _last_apart(args, "v")
         if not is_active([*given, v]):
-            call, order, single = _recorded(f, tuple(given), kwargs, argnums)
+            call, order, single = _recorded(f, given, kwargs, argnums)
             if call.outer is None:
                 call.require_scalar("a Hessian-vector product")
                 parts = _tuple_of(v, single, len(order), "v")
@@ -484,7 +503,7 @@ def hvp(f: Callable, argnums: int | Sequence[int] = 0) -> Callable:
         gradient = grad(f, argnums)
         if isinstance(argnums, (int, np.integer)):
             return jvp(gradient, argnums)(*args, **kwargs)[1]
-        return _hvp_of_several(f, tuple(given), kwargs, tuple(argnums), v)
+        return _hvp_of_several(f, given, kwargs, tuple(argnums), v)
 
     return hessian_vector_product
 
@@ -592,13 +611,15 @@ class Recording:
         self.n_recorded = 0
         self._variants: dict[tuple, Variant] = {}
         self._lock = threading.RLock()
-        self._static = tuple(x for i, x in enumerate(args) if i not in self._argnums)
-        self._current = self._record(tuple(args[i] for i in self._argnums), self._static)
+        self._static = tuple(_frozen(x) for i, x in enumerate(args) if i not in self._argnums)
+        self._key = tuple(_static_key(x) for x in self._static)
+        self._current = self._record(tuple(args[i] for i in self._argnums), self._static, self._key)
+        self._current.release()
 
     # Recording.
 
-    def _record(self, xs: Sequence[Any], static: tuple) -> Variant:
-        """Record at these inputs; replaces the variant of these static arguments."""
+    def _record(self, xs: Sequence[Any], static: tuple, key: tuple) -> Variant:
+        """Record at these inputs; replaces the variant of these static arguments. Its values are the caller's until released."""
         if self._f is None:
             raise BranchChangeError("this recording was pickled without its function, so it cannot be recorded again; unpickle where it is defined")
         rest = iter(static)
@@ -606,9 +627,9 @@ class Recording:
         with _detached():
             call = Call(self._f, args, self._argnums, self._kwargs, lend=False)
         variant = Variant(call, [sorted(self._argnums).index(i) for i in self._argnums])
+        variant.acquire()  # Before other threads can find it: a replay of theirs would overwrite the values of this recording.
         with self._lock:
             self.n_recorded += 1
-            key = tuple(_static_key(x) for x in static)
             self._variants.pop(key, None)
             if len(self._variants) >= 16:
                 self._variants.pop(next(iter(self._variants)))
@@ -616,34 +637,41 @@ class Recording:
             self._current = variant
         return variant
 
-    def _variant(self, xs: Sequence[Any], args: tuple | None) -> tuple[Variant, bool]:
-        """The recording for these static arguments, and whether it was made just now, at these inputs."""
+    def _arguments(self, args: tuple | None) -> tuple[tuple, tuple]:
+        """The static arguments, and what they are compared by."""
         if args is None:
-            return self._variants.get(tuple(_static_key(x) for x in self._static), self._current), False
+            return self._static, self._key
         if len(args) != len(self._static):
             raise ShapeError(f"args has {len(args)} entries, but the function has {len(self._static)} arguments besides the differentiated ones")
-        key = tuple(_static_key(x) for x in args)
-        if key in self._variants:
-            return self._variants[key], False
-        return self._record(xs, args), True
+        static = tuple(_frozen(x) for x in args)
+        return static, tuple(_static_key(x) for x in static)
 
     @contextmanager
     def _replayed(self, x: Any, args: tuple | None) -> Iterator[tuple[Variant, np.ndarray]]:
         """The variant for these arguments, with an array of its values at `x`."""
+        if is_active([x, *(args or ())]):
+            raise TapejitError(
+                "a recording replays at plain numbers, so an active value would lose its derivative; call the function itself, or a "
+                "transform of it, or pass tj.value(x)"
+            )
         xs = _tuple_of(x, self._single, len(self._argnums), "x")
-        variant, fresh = self._variant(xs, args)
-        with variant.values() as value:
-            change = None if fresh else variant.replay(xs, value)
-            if change is None or self.on_branch_change == "warn":
-                if change is not None:
-                    warnings.warn(change, BranchChangeWarning, stacklevel=4)
-                yield variant, value
-                return
-        if self.on_branch_change == "raise":
-            raise BranchChangeError(change)
-        variant = self._record(xs, self._static if args is None else args)
-        with variant.values() as value:
-            yield variant, value
+        static, key = self._arguments(args)
+        variant = self._variants.get(key)
+        if variant is not None:
+            with variant.values() as value:
+                change = variant.replay(xs, value)
+                if change is None or self.on_branch_change == "warn":
+                    if change is not None:
+                        warnings.warn(change, BranchChangeWarning, stacklevel=4)
+                    yield variant, value
+                    return
+            if self.on_branch_change == "raise":
+                raise BranchChangeError(change)
+        variant = self._record(xs, static, key)
+        try:
+            yield variant, variant.tape.value
+        finally:
+            variant.release()
 
     # What a replay gives.
 
@@ -770,8 +798,6 @@ class Recording:
         return f"<Recording of {self.n_slots} slots, {self.tape.n_inputs} inputs>"
 
     def __getstate__(self) -> dict:
-        import pickle
-
         state = {**self.__dict__, "_lock": None}
         try:
             pickle.dumps(self._f)
@@ -797,6 +823,13 @@ class Variant:
     def tape(self) -> Tape:
         return self.call.tape
 
+    def acquire(self) -> None:
+        """Keep the tape's own values for this thread, until `release`."""
+        self._lock.acquire()
+
+    def release(self) -> None:
+        self._lock.release()
+
     @contextmanager
     def values(self) -> Iterator[np.ndarray]:
         """An array of values to work in: the tape's own, or a copy while another thread works there."""
@@ -821,10 +854,7 @@ class Variant:
 
     def reverse(self, y_bar: Any, value: np.ndarray) -> list[Any]:
         seeds = _checked(y_bar, self.call.output_shape, "y_bar", "the output")
-        adjoint = np.zeros(self.tape.n_slots)
-        np.add.at(adjoint, self.call.output, seeds.reshape(-1))
-        sweeps.reverse(self.tape, adjoint, value)
-        return self.call._split(adjoint[self.tape.input_index()])
+        return self.call._split(sweeps.input_adjoint(self.tape, self.call.output, seeds.reshape(-1), value))
 
     def __getstate__(self) -> dict:
         return {"call": self.call, "order": self.order}
@@ -846,9 +876,37 @@ def _detached() -> Iterator[None]:
         stack[:] = held
 
 
+def _frozen(x: Any) -> Any:
+    """A static argument as it is now: its arrays are copied, and read-only, so that tapes can read them in place."""
+    if isinstance(x, np.ndarray):
+        frozen = x.copy()
+        frozen.flags.writeable = False
+        return frozen
+    if type(x) in (list, tuple):
+        return type(x)(_frozen(element) for element in x)
+    if type(x) is dict:
+        return {key: _frozen(given) for key, given in x.items()}
+    return x
+
+
+class _Same:
+    """A static argument that cannot be compared by value: equal to itself only. Kept alive, so that its id is not used again."""
+
+    def __init__(self, x: Any) -> None:
+        self.x = x
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and other.x is self.x
+
+    def __hash__(self) -> int:
+        return id(self.x)
+
+
 def _static_key(x: Any) -> Any:
     """A static argument as something to compare by value."""
     if isinstance(x, np.ndarray):
+        if x.dtype.hasobject:
+            return ("ndarray", x.dtype.str, x.shape, *(_static_key(element) for element in x.reshape(-1).tolist()))
         return ("ndarray", x.dtype.str, x.shape, x.tobytes())
     if isinstance(x, (list, tuple)):
         return (type(x).__name__, *(_static_key(element) for element in x))
@@ -856,7 +914,10 @@ def _static_key(x: Any) -> Any:
         return ("dict", *sorted((repr(key), _static_key(given)) for key, given in x.items()))
     if isinstance(x, (int, float, complex, str, bytes, bool, type(None), np.generic)):
         return (type(x).__name__, repr(x))
-    return ("object", id(x))
+    try:
+        return ("pickle", type(x).__name__, pickle.dumps(x))
+    except (pickle.PicklingError, AttributeError, TypeError):
+        return _Same(x)
 
 
 def record(

@@ -74,6 +74,8 @@ def _slots(operand: Operand, shape: tuple[int, ...], into: FlatTape, place: np.n
     """Where the elements of an operand stand, in C order; plain numbers become constants."""
     elements = operand.elements(shape).reshape(-1)
     if operand.mode == DATA:
+        if elements.size and not any(operand.strides):
+            return np.full(elements.size, into.constant(float(elements[0])))
         return into.push_run(ops.CONSTANT, 0, 0, np.array(elements)) + np.arange(elements.size)
     return place[elements]
 

@@ -30,6 +30,7 @@ CONSTANTS = {
     "pi": math.pi,
     "LN2": math.log(2.0),
     "LN10": math.log(10.0),
+    "LOG2E": 1.0 / math.log(2.0),
     "TWO_OVER_SQRT_PI": 2.0 / math.sqrt(math.pi),
     "SQRT_HALF": math.sqrt(0.5),
     "ONE_OVER_SQRT_2PI": 1.0 / math.sqrt(2.0 * math.pi),
@@ -90,7 +91,7 @@ def _tree(node: ast.expr, text: str) -> Tree:
             return simplified(_BINARY[type(op)], _tree(left, text), _tree(right, text))
         case ast.UnaryOp(op=ast.USub(), operand=operand):
             return simplified("neg", _tree(operand, text))
-        case ast.Compare(left=left, ops=[op], comparators=[right]):
+        case ast.Compare(left=left, ops=[op], comparators=[right]) if type(op) in _COMPARE:
             return (_COMPARE[type(op)], _tree(left, text), _tree(right, text))
         case ast.Call(func=ast.Name(id=name), args=arguments, keywords=[]):
             return simplified(name, *(_tree(argument, text) for argument in arguments))
@@ -208,16 +209,17 @@ class Program:
 def compile_program(tree: Tree) -> Program:
     """The program of a tree; equal subtrees are computed once."""
     steps: list[tuple] = []
-    known: dict[Tree, int] = {}
+    known: dict[str, int] = {}
 
     def visit(node: Tree) -> float | str | int:
         if not isinstance(node, tuple):
             return node
-        if node not in known:
-            step = (node[0], *(visit(child) for child in node[1:]))
-            known[node] = len(steps)
+        step = (node[0], *(visit(child) for child in node[1:]))
+        key = repr(step)  # not the step: 0.0 equals -0.0, and step 0
+        if key not in known:
+            known[key] = len(steps)
             steps.append(step)
-        return known[node]
+        return known[key]
 
     result = visit(tree)
     return Program(tuple(steps), result)

@@ -53,7 +53,7 @@ class Interval:
 
 
 REAL = Interval()
-POSITIVE = Interval(low=0.0, low_open=True)
+ABOVE_ZERO = Interval(low=0.0, low_open=True)
 NONNEGATIVE = Interval(low=0.0)
 ABOVE_MINUS_ONE = Interval(low=-1.0, low_open=True)
 AT_LEAST_ONE = Interval(low=1.0)
@@ -83,7 +83,8 @@ class Op:
     numpy, math, scipy : tuple of str
         The functions of ``numpy``, ``math`` and ``scipy.special`` that it answers to.
     ulp : int
-        Bound on the difference between a recorded value (NumPy's or Python's) and a replayed one, in units in the last place.
+        Bound on the difference between a recorded value (NumPy's or Python's) and a replayed one, in units in the last place;
+        next to a root (logaddexp, gammaln, digamma), in those of the terms that cancel there.
     boolean : bool
         Whether the result is a truth value.
     """
@@ -146,11 +147,15 @@ OPS: tuple[Op, ...] = (
     Op("power",         "power(x, y)",  ("select(x == 0, select(y == 0, 0, y * power(x, y - 1)), y * power(x, y - 1))",
                                          "select(x == 0, select(y < 0, nan, 0), v * log(x))"),
        (REAL, REAL), kink="0 at x = 0 with respect to the exponent; NaN for x < 0 with respect to it",
+       seconds=("select(y == 0, 0, select(y == 1, 0, y * (y - 1) * power(x, y - 2)))",
+                "select(x == 0, select(y > 1, 0, nan), power(x, y - 1) * (1 + y * log(x)))",
+                "select(x == 0, select(y < 0, nan, 0), v * log(x) * log(x))"),
        numpy=("power", "float_power"), math=("pow",)),
     # The exponent is passive: no logarithm of a negative base. What `x**y` with a plain number y is lowered to.
     Op("power_constant", "power(x, y)", ("select(y == 0, 0, y * power_constant(x, y - 1))", "0"), (REAL, REAL),
        kink="the exponent is passive"),
-    # Powers, exponentials and logarithms.
+    # Powers, exponentials and logarithms. Outside the domain a partial is `v`, which is NaN there, rather than the number nan: so are
+    # then its own derivatives.
     Op("sqrt",          "sqrt(x)",      ("1 / (v + v)",),           (NONNEGATIVE,), numpy=("sqrt",), math=("sqrt",), ulp=0,
        kink="inf at x = 0, the one-sided limit"),
     # sqrt of a sum of squares: x = 0 is the origin of a norm, where the adjoint of every coordinate is taken as 0.
@@ -162,10 +167,10 @@ OPS: tuple[Op, ...] = (
     Op("exp2",          "exp2(x)",      ("v * LN2",),               (REAL,),        numpy=("exp2",), math=("exp2",), scipy=("exp2",)),
     # exp(x), not v + 1: for x << 0 the sum cancels.
     Op("expm1",         "expm1(x)",     ("exp(x)",),                (REAL,),        numpy=("expm1",), math=("expm1",), scipy=("expm1",)),
-    Op("log",           "log(x)",       ("select(x < 0, nan, 1 / x)",),         (POSITIVE,), numpy=("log",), math=("log",)),
-    Op("log2",          "log2(x)",      ("select(x < 0, nan, 1 / (x * LN2))",), (POSITIVE,), numpy=("log2",), math=("log2",)),
-    Op("log10",         "log10(x)",     ("select(x < 0, nan, 1 / (x * LN10))",), (POSITIVE,), numpy=("log10",), math=("log10",)),
-    Op("log1p",         "log1p(x)",     ("select(x < -1, nan, 1 / (1 + x))",), (ABOVE_MINUS_ONE,), numpy=("log1p",), math=("log1p",),
+    Op("log",           "log(x)",       ("select(x < 0, v, 1 / x)",),         (ABOVE_ZERO,), numpy=("log",), math=("log",)),
+    Op("log2",          "log2(x)",      ("select(x < 0, v, 1 / (x * LN2))",), (ABOVE_ZERO,), numpy=("log2",), math=("log2",)),
+    Op("log10",         "log10(x)",     ("select(x < 0, v, 1 / (x * LN10))",), (ABOVE_ZERO,), numpy=("log10",), math=("log10",)),
+    Op("log1p",         "log1p(x)",     ("select(x < -1, v, 1 / (1 + x))",), (ABOVE_MINUS_ONE,), numpy=("log1p",), math=("log1p",),
        scipy=("log1p",)),
     # Trigonometry.
     Op("sin",           "sin(x)",       ("cos(x)",),                (REAL,),        numpy=("sin",), math=("sin",)),
@@ -176,7 +181,9 @@ OPS: tuple[Op, ...] = (
        kink="inf at x = -1 and 1"),
     Op("arccos",        "arccos(x)",    ("-1 / sqrt((1 - x) * (1 + x))",), (UNIT,), numpy=("arccos",), math=("acos",),
        kink="-inf at x = -1 and 1"),
-    Op("arctan",        "arctan(x)",    ("1 / (1 + x * x)",),       (REAL,),        numpy=("arctan",), math=("atan",)),
+    # Second partial by hand: one factor after the other, so that no square of 1 + x * x underflows.
+    Op("arctan",        "arctan(x)",    ("1 / (1 + x * x)",),       (REAL,),        numpy=("arctan",), math=("atan",),
+       seconds=("-(x + x) / (1 + x * x) / (1 + x * x)",)),
     # y / h / h with h the hypotenuse, not y / (x * x + y * y): the squares overflow past 1e154.
     Op("arctan2",       "arctan2(x, y)", ("y / hypot(x, y) / hypot(x, y)", "-x / hypot(x, y) / hypot(x, y)"), (REAL, REAL),
        numpy=("arctan2",), math=("atan2",), kink="NaN at the origin"),
@@ -189,7 +196,7 @@ OPS: tuple[Op, ...] = (
     # Two roots, not the root of a product: NaN below -1, as the value; no overflow past 1e154.
     Op("arccosh",       "arccosh(x)",   ("1 / (sqrt(x - 1) * sqrt(x + 1))",), (AT_LEAST_ONE,), numpy=("arccosh",), math=("acosh",),
        kink="inf at x = 1"),
-    Op("arctanh",       "arctanh(x)",   ("select(abs(x) > 1, nan, 1 / ((1 - x) * (1 + x)))",), (OPEN_UNIT,),
+    Op("arctanh",       "arctanh(x)",   ("select(abs(x) > 1, v, 1 / ((1 - x) * (1 + x)))",), (OPEN_UNIT,),
        numpy=("arctanh",), math=("atanh",)),
     # x / v, not x / sqrt(x * x + y * y): the square overflows past 1e154. Second partials by hand: 0 / 0 at the origin.
     Op("hypot",         "hypot(x, y)",  ("select(v == 0, 0, x / v)", "select(v == 0, 0, y / v)"), (REAL, REAL),
@@ -235,28 +242,32 @@ OPS: tuple[Op, ...] = (
     Op("logaddexp",     "select(x == y, x + LN2, maximum(x, y) + log1p(exp(-abs(x - y))))",
        ("select(isnan(x - y), select(x == y, 0.5, nan), expit(x - y))", "select(isnan(x - y), select(x == y, 0.5, nan), expit(y - x))"),
        (REAL, REAL), numpy=("logaddexp",)),
-    Op("logaddexp2",    "select(x == y, x + 1, maximum(x, y) + log1p(exp2(-abs(x - y))) / LN2)",
+    Op("logaddexp2",    "select(x == y, x + 1, maximum(x, y) + LOG2E * log1p(exp2(-abs(x - y))))",
        ("select(isnan(x - y), select(x == y, 0.5, nan), expit((x - y) * LN2))",
         "select(isnan(x - y), select(x == y, 0.5, nan), expit((y - x) * LN2))"),
        (REAL, REAL), numpy=("logaddexp2",)),
-    # v * expit(-x), not v * (1 - v): v rounds to 1 from x = 37 on.
-    Op("expit",         "1 / (1 + exp(-x))", ("v * expit(-x)",),    (REAL,),        scipy=("expit",)),
+    # v * expit(-x), not v * (1 - v): v rounds to 1 from x = 37 on. Second partial by hand: the difference cancels next to 0.
+    Op("expit",         "1 / (1 + exp(-x))", ("v * expit(-x)",),    (REAL,),        scipy=("expit",),
+       seconds=("-(v * expit(-x) * tanh(0.5 * x))",)),
     Op("log_expit",     "minimum(x, 0) - log1p(exp(-abs(x)))", ("expit(-x)",), (REAL,), scipy=("log_expit",)),
     Op("softplus",      "maximum(x, 0) + log1p(exp(-abs(x)))", ("expit(x)",), (REAL,), scipy=("softplus",)),
-    Op("logit",         "log(x / (1 - x))", ("select(abs(x - 0.5) > 0.5, nan, 1 / (x * (1 - x)))",), (PROBABILITY,),
-       scipy=("logit",), ulp=16),
-    Op("xlogy",         "select(x == 0, select(isnan(y), nan, 0), x * log(y))", ("log(y)", "select(y < 0, nan, x / y)"),
-       (REAL, NONNEGATIVE), scipy=("xlogy",), kink="log(y) at x = 0"),
+    # log1p away from 0: x / (1 - x) rounds next to 1, where its logarithm vanishes.
+    Op("logit",         "select(x < 0.25, log(x / (1 - x)), log1p((x + x - 1) / (1 - x)))",
+       ("select(x < 0, v, select(x > 1, v, 1 / (x * (1 - x))))",), (PROBABILITY,), scipy=("logit",)),
+    Op("xlogy",         "select(x == 0, select(isnan(y), nan, 0), x * log(y))",
+       ("log(y)", "select(y < 0, v, select(y == 0, select(x == 0, 0, x / y), x / y))"),
+       (REAL, NONNEGATIVE), scipy=("xlogy",), kink="at the origin -inf with respect to x, 0 with respect to y"),
     # Special functions.
+    # SciPy rounds x * x before the exponential: far out, the libraries' erfc differ by x * x units in the last place.
     Op("erf",           "erf(x)",       ("TWO_OVER_SQRT_PI * exp(-(x * x))",),  (REAL,), math=("erf",), scipy=("erf",)),
-    Op("erfc",          "erfc(x)",      ("-TWO_OVER_SQRT_PI * exp(-(x * x))",), (REAL,), math=("erfc",), scipy=("erfc",), ulp=8),
-    Op("ndtr",          "0.5 * erfc(-(x * SQRT_HALF))", ("ONE_OVER_SQRT_2PI * exp(-0.5 * (x * x))",), (REAL,), scipy=("ndtr",), ulp=256),
-    Op("gammaln",       "gammaln(x)",   ("digamma(x)",),            (REAL,),        math=("lgamma",), scipy=("gammaln", "loggamma"), ulp=16,
-       kink="NaN at 0 and the negative integers"),
-    Op("digamma",       "digamma(x)",   ("polygamma(1, x)",),       (REAL,),        scipy=("digamma", "psi"), ulp=64,
-       kink="NaN at 0 and the negative integers"),
+    Op("erfc",          "erfc(x)",      ("-TWO_OVER_SQRT_PI * exp(-(x * x))",), (REAL,), math=("erfc",), scipy=("erfc",), ulp=1024),
+    Op("ndtr",          "0.5 * erfc(-(x * SQRT_HALF))", ("ONE_OVER_SQRT_2PI * exp(-0.5 * (x * x))",), (REAL,), scipy=("ndtr",), ulp=1024),
+    Op("gammaln",       "gammaln(x)",   ("digamma(x)",),            (REAL,),        math=("lgamma",), scipy=("gammaln",), ulp=16,
+       kink="NaN at the negative integers, infinite at 0"),
+    Op("digamma",       "digamma(x)",   ("select(isnan(v), v, polygamma(1, x))",), (REAL,), scipy=("digamma", "psi"), ulp=64,
+       kink="NaN at the negative integers, inf at 0"),
     # The order comes first, as in SciPy; it is an integer and passive.
-    Op("polygamma",     "polygamma(x, y)", ("nan", "polygamma(x + 1, y)"), (NONNEGATIVE, REAL), ulp=64,
+    Op("polygamma",     "polygamma(x, y)", ("nan", "select(x < 0, v, polygamma(x + 1, y))"), (NONNEGATIVE, REAL), ulp=64,
        kink="NaN with respect to the order"),
     # Truth values: 1.0 or 0.0 on the tape; they become decisions only through a guard.
     _compare("less", "<"),
@@ -371,8 +382,8 @@ def second_partial_trees(name: str) -> tuple[Tree, ...]:
     if op.seconds is not None:
         return tuple(parse(text) for text in op.seconds)
     first = partial_trees(name)
-    pairs = ((0, 0),) if op.arity == 1 else ((0, 0), (0, 1), (1, 1))
-    return tuple(simplified_second(first[i], OPERANDS[j], first[j]) for i, j in pairs[: op.arity * 3 - 2])
+    pairs = ((), ((0, 0),), ((0, 0), (0, 1), (1, 1)))[op.arity]
+    return tuple(simplified_second(first[i], OPERANDS[j], first[j]) for i, j in pairs)
 
 
 def simplified_second(partial: Tree, operand: str, v_dot: Tree) -> Tree:

@@ -24,7 +24,8 @@ import numpy as np
 
 from tapejit import ops
 from tapejit.errors import TapeError, TapeFullError
-from tapejit.layout import DATA, ELEMENTWISE, HEADER, MATMUL, SLOTS, SUM, TABLE
+from tapejit.layout import ELEMENTWISE, HEADER, MATMUL, MAX_JOINED, SLOTS, SUM, TABLE, TILE
+from tapejit.workspace import give_back, only_here, take
 
 __all__ = ["MAX_SLOTS", "Block", "FlatTape", "Guards", "Operand"]
 
@@ -111,6 +112,24 @@ class Guards:
         return int(changed.argmax()) if changed.any() else -1
 
 
+@dataclass
+class Group:
+    """Elementwise blocks that are swept together so far: their length, their first slots, and where the last one ends."""
+
+    size: int
+    firsts: list[int] = field(default_factory=list)
+    end: int = 0
+
+    def reads(self, operand: Operand, stride: int) -> bool:
+        """Whether an operand reads nothing of the group, or a block of it at the same index."""
+        if operand.mode == TABLE:
+            return False
+        if operand.mode != SLOTS:
+            return True
+        last = operand.base + (self.size - 1) * stride
+        return max(operand.base, last) < self.firsts[0] or (stride == 1 and operand.base in self.firsts)
+
+
 def _collapsed(shape: tuple[int, ...], strides: Sequence[tuple[int, ...]]) -> tuple[tuple[int, ...], list[tuple[int, ...]]]:
     """Merge neighbouring dimensions that every operand walks through at one stride: most blocks become one long loop."""
     kept = [axis for axis, extent in enumerate(shape) if extent != 1]
@@ -164,6 +183,9 @@ class FlatTape:
         self.output_slots = np.zeros(0, np.int64)
         self.n_user_rows = 0
         self._constants: dict[float, int] = {}
+        self._group = Group(-1)
+        self.has_joined = False
+        self.escapes_known_for: tuple | None = None  # what word 7 of the blocks is right for
         self.guards = Guards()
 
     def _bind(self) -> None:
@@ -216,11 +238,22 @@ class FlatTape:
             return
         capacity = min(max(n_slots, capacity + capacity // 2), MAX_SLOTS)
         used = self._n_settled
-        for name in ("_opcode", "_lhs", "_rhs", "_value"):
-            old = getattr(self, name)
-            new = np.empty(capacity, old.dtype)
-            new[:used] = old[:used]
-            setattr(self, name, new)
+        old = self._flat()
+        new = take("tape", capacity) or tuple(np.empty(capacity, array.dtype) for array in old)
+        for source, target in zip(old, new, strict=True):
+            target[:used] = source[:used]
+        self._opcode, self._lhs, self._rhs, self._value = new
+        del source, target
+        if only_here(old, 0):
+            give_back("tape", old)
+
+    def _flat(self) -> tuple[np.ndarray, ...]:
+        return self._opcode, self._lhs, self._rhs, self._value
+
+    def __del__(self) -> None:
+        arrays = self.__dict__.get("_value") is not None and self._flat()
+        if arrays and only_here(arrays, 1):
+            give_back("tape", arrays)
 
     def extend(self, n: int) -> int:
         """Add `n` slots whose contents the caller writes at once (`opcode`, `lhs`, `rhs`, `value`); gives the first."""
@@ -242,6 +275,11 @@ class FlatTape:
         """Undo `close`."""
         self.why_closed = ""
         self._set_limit()
+
+    def value_at(self, slot: int) -> float:
+        """Primal of one slot, wherever it stands; does not move staged slots over."""
+        n_settled = self._n_settled
+        return self._value.item(slot) if slot < n_settled else self._staged[3][slot - n_settled]
 
     # The flat arrays.
 
@@ -354,12 +392,13 @@ class FlatTape:
         at = len(self.words)
         if kind == MATMUL:
             m, k, n = shape
-            self.words.extend((kind, first, size, k, m, n))
+            self.words.extend((kind, first, size, k, m, n, -1, 1))
             strides = [operand.strides for operand in operands]
         else:
             walks = [operand.strides for operand in operands] + ([result_strides] if kind == SUM else [])
             shape, strides = _collapsed(shape, walks)
-            self.words.extend((kind, first, size, code, len(shape), len(operands), *shape))
+            joined = self._joins(kind, first, size, shape, operands, strides)
+            self.words.extend((kind, first, size, code, len(shape), len(operands), joined, 1, *shape))
         for operand, walk in zip(operands, strides, strict=False):
             if operand.mode != SLOTS:
                 self._references.append((len(self.words) + 1, operand.array))
@@ -372,6 +411,30 @@ class FlatTape:
         for slot in (first, first + size - 1):
             self._opcode[slot], self._lhs[slot], self._rhs[slot] = ops.BLOCK, at, 0
         return first, self._value[first : first + size]
+
+    def _joins(
+        self, kind: int, first: int, size: int, shape: tuple[int, ...], operands: Sequence[Operand], strides: Sequence[tuple[int, ...]]
+    ) -> int:
+        """Position of the block before, if the new one can be swept together with it (see `tapejit.layout`), or -1."""
+        group = self._group
+        length = shape[0] if kind == SUM and size == 1 else size if kind == ELEMENTWISE else -1
+        fits = (
+            len(shape) == 1
+            and length == group.size
+            and len(group.firsts) < MAX_JOINED - 1
+            and first - group.end <= 4
+            and (self._opcode[group.end : first] < ops.BLOCK).all()
+            and all(group.reads(operand, walk[0]) for operand, walk in zip(operands, strides, strict=False))
+            and (kind == ELEMENTWISE or operands[0].base in group.firsts)
+        )
+        joined = self.block_at[-1] if fits else -1
+        self.has_joined |= bool(fits)
+        if not fits or kind == SUM:
+            group = Group(size if kind == ELEMENTWISE and len(shape) == 1 and size > TILE else -1)
+        group.firsts.append(first)
+        group.end = first + size
+        self._group = group
+        return joined
 
     def count_data(self, n_bytes: int) -> None:
         """Count a copy of a passive array that this tape keeps."""
@@ -409,16 +472,20 @@ class FlatTape:
         self._opcode[run], self._lhs[run], self._rhs[run], self._value[run] = opcode, lhs, rhs, other.value
         ends = [*other.block_at[1:], len(other.words)] if len(other.block_at) else []
         for block, at, end in zip(other.blocks(), other.block_at, ends, strict=True):
-            self._append_words(other.words[at:end], block, shift)
+            self._append_words(other.words[at:end], block, shift, at)
+        self._group = Group(-1)
+        self.has_joined |= other.has_joined
         self.guards.extend(other.guards, shift)
         self.n_user_rows = max(self.n_user_rows, other.n_user_rows)
         return shift
 
-    def _append_words(self, words: array, block: Block, shift: int) -> None:
+    def _append_words(self, words: array, block: Block, shift: int, at: int) -> None:
         own = len(self.words)
         self.block_at.append(own)
         self.words.extend(words)
         self.words[own + 1] += shift
+        if self.words[own + 6] >= 0:
+            self.words[own + 6] += own - at
         place = own + HEADER + (0 if block.kind == MATMUL else len(block.shape))
         for operand in block.operands:
             if operand.mode == SLOTS:
@@ -454,10 +521,10 @@ class FlatTape:
         kind, first, size = words[at : at + 3]
         code = 0
         if kind == MATMUL:
-            k, m, n = words[at + 3 : at + HEADER]
+            k, m, n = words[at + 3 : at + 6]
             shape, ndim, n_operands, place = (m, k, n), 2, 2, at + HEADER
         else:
-            code, ndim, n_operands = words[at + 3 : at + HEADER]
+            code, ndim, n_operands = words[at + 3 : at + 6]
             place = at + HEADER + ndim
             shape = tuple(words[at + HEADER : place])
         operands = []
@@ -471,6 +538,16 @@ class FlatTape:
     def n_inputs(self) -> int:
         """Number of input slots."""
         return sum(size for _, size in self.input_slots)
+
+    @property
+    def first_operation(self) -> int:
+        """The first slot after the inputs that stand at the beginning: where sweeps begin."""
+        end = 1
+        for first, size in self.input_slots:
+            if first != end:
+                break
+            end += size
+        return end
 
     def input_index(self) -> np.ndarray:
         """Slot numbers of all inputs in order, (n_inputs,) int64."""
@@ -605,6 +682,8 @@ _PLAIN_STATE = (
     "input_slots",
     "output_slots",
     "_constants",
+    "_group",
+    "has_joined",
     "guards",
 )
 

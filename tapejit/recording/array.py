@@ -30,7 +30,9 @@ class Storage:
 
     __slots__ = ("base", "boolean", "size", "space", "table", "tape")
 
-    def __init__(self, tape: Tape, size: int, base: int = 0, table: np.ndarray | None = None, boolean: bool = False) -> None:
+    def __init__(
+        self, tape: Tape, size: int, base: int = 0, table: np.ndarray | None = None, boolean: bool = False
+    ) -> None:
         self.tape = tape
         self.size = size
         self.base = base
@@ -141,11 +143,15 @@ class Array:
         """
         if seed is None:
             if self.size != 1:
-                raise ShapeError(f"backward() from an array of shape {self.shape} needs a seed of that shape, one adjoint per element")
+                raise ShapeError(
+                    f"backward() from an array of shape {self.shape} needs a seed of that shape, one adjoint per element"
+                )
             seed = np.ones(self.shape)
         seeds = real_array(seed, "a seed")
         if seeds.shape != self.shape:
-            raise ShapeError(f"the seed has shape {seeds.shape}, but the array has shape {self.shape}; pass one adjoint per element")
+            raise ShapeError(
+                f"the seed has shape {seeds.shape}, but the array has shape {self.shape}; pass one adjoint per element"
+            )
         self.tape.backward(self.slots().reshape(-1), seeds.reshape(-1))
 
     # Slots and values.
@@ -221,9 +227,9 @@ class Array:
         return self._variable(storage.base + place if storage.table is None else int(storage.table[place]))
 
     def _variable(self, slot: int) -> Variable:
-        tape = self.tape
-        tape.settle()
-        return (Truth if self._storage.boolean else Variable)(tape, slot, tape._value.item(slot))
+        storage = self._storage
+        tape = storage.tape
+        return (Truth if storage.boolean else Variable)(tape, slot, tape.value_at(slot))
 
     def __setitem__(self, key: Any, new: Any) -> None:
         storage = self._storage
@@ -233,8 +239,17 @@ class Array:
                 f"a value of an inner tape is stored into an array of an outer one ({source_line()}); allocate the array inside the "
                 "function that is differentiated"
             )
+        if any(stride == 0 and extent > 1 for stride, extent in zip(self._strides, self.shape, strict=True)):
+            raise ValueError("assignment destination is read-only")
+        if storage.boolean and not is_boolean(new):
+            new = np.not_equal(new, 0.0)
         source = lift_array(tape, new)
-        if isinstance(key, (slice, type(Ellipsis))) and key in (..., slice(None)) and self.is_whole() and source.shape == self.shape:
+        if (
+            isinstance(key, (slice, type(Ellipsis)))
+            and key in (..., slice(None))
+            and self.is_whole()
+            and source.shape == self.shape
+        ):
             other = source._storage
             if other.table is None and source._strides == _c_strides(source.shape):
                 # The whole array anew: take over the run. Views see it, as they share the storage.
@@ -258,7 +273,9 @@ class Array:
 
     def __bool__(self) -> bool:
         if self.size != 1:
-            raise ValueError("the truth value of an array with more than one element is ambiguous; use np.any or np.all")
+            raise ValueError(
+                "the truth value of an array with more than one element is ambiguous; use np.any or np.all"
+            )
         return bool(self.item())
 
     def __float__(self) -> float:
@@ -288,13 +305,33 @@ class Array:
     def __array_function__(self, function: Any, types: Any, args: Any, kwargs: Any) -> Any:
         from tapejit.recording.numpy_rules import call_function
 
-        return call_function(function, args, kwargs)
+        return call_function(function, args, kwargs, like=self)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        """What ``np.asarray(x)`` gives: an object array of the elements, read-only because it would not alias this one.
+
+        Booleans become plain ones: a decision, as in an index of a plain array.
+        """
+        if self._storage.boolean:
+            return decided(self) if dtype is None else decided(self).astype(dtype)
+        if dtype is not None and np.dtype(dtype) != object:
+            raise PassiveConversionError(
+                f"an active array is being turned into a plain one of dtype {np.dtype(dtype)}, which would drop its derivative "
+                f"({source_line()}): a float array cannot hold active values, so allocate with np.zeros(n, like=x) instead of "
+                "np.zeros(n), and leave out conversions to float; or tj.value(x) for the plain numbers"
+            )
+        elements = np.empty(self.shape, dtype=object)
+        elements.reshape(-1)[...] = list(self.flat)
+        elements.flags.writeable = False
+        return elements
 
     # Methods that are not functions of NumPy under the same name.
 
     def astype(self, dtype: Any, copy: bool = True, **kwargs: Any) -> Array:
         if np.dtype(dtype) != np.float64:
-            raise UnsupportedError(f"active arrays are float64; astype({np.dtype(dtype)}) would change their values ({source_line()})")
+            raise UnsupportedError(
+                f"active arrays are float64; astype({np.dtype(dtype)}) would change their values ({source_line()})"
+            )
         if self._storage.boolean:
             return Array(_copied(self), 0, self.shape, _c_strides(self.shape))._as_float()
         return self.copy() if copy else self
@@ -329,8 +366,10 @@ class Array:
 
     conj = conjugate
 
-    def tolist(self) -> list:
+    def tolist(self) -> Any:
         """Nested lists of variables."""
+        if not self.shape:
+            return self.item()
         return [self[i].tolist() if self.ndim > 1 else self[i] for i in range(len(self))]
 
     def __iadd__(self, other: Any) -> Array:
@@ -349,6 +388,21 @@ class Array:
         self[...] = _fitting(self, self**other)
         return self
 
+    def __ifloordiv__(self, other: Any) -> Array:
+        return _in_place(self, np.floor_divide, other)
+
+    def __imod__(self, other: Any) -> Array:
+        return _in_place(self, np.remainder, other)
+
+    def __iand__(self, other: Any) -> Array:
+        return _in_place(self, np.bitwise_and, other)
+
+    def __ior__(self, other: Any) -> Array:
+        return _in_place(self, np.bitwise_or, other)
+
+    def __ixor__(self, other: Any) -> Array:
+        return _in_place(self, np.bitwise_xor, other)
+
     def __imatmul__(self, other: Any) -> Array:
         return _in_place(self, np.matmul, other)
 
@@ -359,8 +413,12 @@ def _in_place(array: Array, ufunc: np.ufunc, other: Any) -> Array:
 
 
 def _fitting(array: Array, result: Any) -> Any:
+    if is_boolean(array) and not is_boolean(result):
+        raise TypeError("a result of dtype float64 cannot be stored in place into an array of dtype bool")
     if np.shape(result) != array.shape:
-        raise ValueError(f"non-broadcastable output operand with shape {array.shape} doesn't match the broadcast shape {np.shape(result)}")
+        raise ValueError(
+            f"non-broadcastable output operand with shape {array.shape} doesn't match the broadcast shape {np.shape(result)}"
+        )
     return result
 
 
@@ -375,8 +433,7 @@ def scalar_or_array(tape: Tape, first: int, shape: tuple[int, ...], boolean: boo
     """The slots from `first` on as an array, or as a scalar if the shape is (), as NumPy returns one."""
     if shape:
         return Array.of_run(tape, first, shape, boolean)
-    tape.settle()
-    return (Truth if boolean else Variable)(tape, first, tape._value.item(first))
+    return (Truth if boolean else Variable)(tape, first, tape.value_at(first))
 
 
 # What is active, and how anything becomes an array of a tape.
@@ -389,6 +446,15 @@ def is_active(x: Any) -> bool:
     if isinstance(x, np.ndarray):
         return x.dtype == object and any(is_active(element) for element in x.reshape(-1))
     return isinstance(x, (list, tuple)) and any(is_active(element) for element in x)
+
+
+def is_boolean(x: Any) -> bool:
+    """Whether `x` is a truth value or an array of them, active or not."""
+    if isinstance(x, (Variable, Array, np.ndarray, np.generic)):
+        return x.dtype == bool
+    return isinstance(x, bool) or (
+        isinstance(x, (list, tuple)) and len(x) > 0 and all(is_boolean(element) for element in x)
+    )
 
 
 def actives(x: Any) -> list[Variable | Array]:
@@ -413,7 +479,9 @@ def lift_array(tape: Tape, x: Any) -> Array:
             return x
         # An array of a tape around this one: constants here, linked to where they came from.
         if innermost((x, Variable(tape, 0, 0.0))) is not tape:
-            raise TapeError(f"a value of an inner tape is used on an outer one ({source_line()}); return it from the inner function")
+            raise TapeError(
+                f"a value of an inner tape is used on an outer one ({source_line()}); return it from the inner function"
+            )
         slots = x.slots()
         return Array.of_run(tape, tape.link(x.tape, slots) if slots.size else 0, x.shape, x._storage.boolean)
     if isinstance(x, Variable):
@@ -454,12 +522,17 @@ def operand_for(tape: Tape, x: Any, shape: tuple[int, ...]) -> Operand:
         data = tape.data_for_block(x)
         strides = tuple(stride // 8 for stride in data.strides)
         return Operand(DATA, data.ctypes.data, _broadcast(data.shape, strides, shape), data)
-    return Operand(SLOTS, lift_scalar(tape, x).slot, (0,) * len(shape))
+    if isinstance(x, Variable):
+        return Operand(SLOTS, lift_scalar(tape, x).slot, (0,) * len(shape))
+    number = tape.number_for_block(float(x))
+    return Operand(DATA, number.ctypes.data, (0,) * len(shape), number)
 
 
 def _broadcast(shape: tuple[int, ...], strides: tuple[int, ...], target: tuple[int, ...]) -> tuple[int, ...]:
     missing = len(target) - len(shape)
-    walk = [0 if extent == 1 and wide != 1 else s for extent, s, wide in zip(shape, strides, target[missing:], strict=True)]
+    walk = [
+        0 if extent == 1 and wide != 1 else s for extent, s, wide in zip(shape, strides, target[missing:], strict=True)
+    ]
     return (0,) * missing + tuple(walk)
 
 
@@ -499,9 +572,9 @@ def _install_methods() -> None:
         "mod": np.remainder,
         "floordiv": np.floor_divide,
         "matmul": np.matmul,
-        "and": np.logical_and,
-        "or": np.logical_or,
-        "xor": np.logical_xor,
+        "and": np.bitwise_and,
+        "or": np.bitwise_or,
+        "xor": np.bitwise_xor,
     }
     for name, ufunc in binary.items():
         setattr(Array, f"__{name}__", _operator(ufunc))
@@ -515,7 +588,7 @@ def _install_methods() -> None:
         "ne": np.not_equal,
     }.items():
         setattr(Array, f"__{name}__", _operator(ufunc))
-    for name, ufunc in {"neg": np.negative, "pos": np.positive, "abs": np.absolute, "invert": np.logical_not}.items():
+    for name, ufunc in {"neg": np.negative, "pos": np.positive, "abs": np.absolute, "invert": np.invert}.items():
         setattr(Array, f"__{name}__", lambda self, ufunc=ufunc: ufunc(self))
     Array.__divmod__ = lambda self, other: (self // other, self % other)  # type: ignore[attr-defined]
     Array.__rdivmod__ = lambda self, other: (other // self, other % self)  # type: ignore[attr-defined]

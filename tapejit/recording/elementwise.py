@@ -5,6 +5,7 @@ The recorded value is NumPy's own. What is recorded is the row of the op table t
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
@@ -12,10 +13,10 @@ from typing import Any
 import numpy as np
 
 from tapejit import ops
-from tapejit.errors import PassiveConversionError, TapeError, UnsupportedError
+from tapejit.errors import PassiveConversionError, UnsupportedError
 from tapejit.layout import ELEMENTWISE
 from tapejit.ops import CODE, Op
-from tapejit.recording.array import Array, actives, is_active, lift_array, operand_for, scalar_or_array
+from tapejit.recording.array import Array, actives, is_active, is_boolean, lift_array, operand_for, scalar_or_array
 from tapejit.recording.recorder import Tape, innermost, source_line
 from tapejit.recording.variable import Truth, Variable, lift_scalar, power_lowered, record_scalar
 from tapejit.sweeps.primitives import primitive_table
@@ -28,9 +29,13 @@ def _ops_by_ufunc() -> dict[str, Op]:
     return {name: op for op in ops.OPS for name in (*op.numpy, *op.scipy)}
 
 
+@cache
 def op_of_ufunc(ufunc: np.ufunc) -> Op | None:
     """The row that answers to a ufunc of NumPy or ``scipy.special``."""
-    return _ops_by_ufunc().get(ufunc.__name__)
+    name = ufunc.__name__
+    # The function itself, not just its name: a user's ufunc may be called `square` too.
+    own = any(getattr(module, name, None) is ufunc for module in (np, sys.modules.get("scipy.special")))
+    return _ops_by_ufunc().get(name) if own else None
 
 
 def prepared(x: Any) -> Any:
@@ -51,20 +56,24 @@ def plain(x: Any) -> Any:
     """The numbers of a prepared operand."""
     if isinstance(x, Array):
         return x.numbers()
-    return x._value if isinstance(x, Variable) else x
+    # float64, not float: NumPy takes a Python float for float32 next to a float32 array.
+    return np.float64(x._value) if isinstance(x, Variable) else x
 
 
 def call_elementwise(ufunc: np.ufunc, inputs: Sequence[Any], out: Any = None, dtype: Any = None) -> Any:
     """Record ``ufunc(*inputs)``."""
     if dtype is not None and np.dtype(dtype) not in (np.float64, np.dtype(bool)):
         raise UnsupportedError(f"active values are float64; dtype={np.dtype(dtype)} is not supported ({source_line()})")
+    ufunc = _of_booleans(ufunc, inputs)
     if ufunc is np.power or ufunc is np.float_power:
         result = _power_ufunc(ufunc, *inputs)
-    elif ufunc.__name__ == "divmod":
-        return (call_elementwise(np.floor_divide, inputs), call_elementwise(np.remainder, inputs))
-    elif ufunc.__name__ == "modf":
-        whole = call_elementwise(np.trunc, inputs)
-        return (call_elementwise(np.subtract, (inputs[0], whole)), whole)
+    elif ufunc is np.divmod or ufunc is np.modf:
+        whole = call_elementwise(*((np.floor_divide, inputs) if ufunc is np.divmod else (np.trunc, inputs)))
+        rest = call_elementwise(*((np.remainder, inputs) if ufunc is np.divmod else (np.subtract, (inputs[0], whole))))
+        results = (whole, rest) if ufunc is np.divmod else (rest, whole)
+        return tuple(stored(part, target) for part, target in zip(results, out or (None, None), strict=True))
+    elif ufunc is np.conjugate:
+        result = apply(ops.BY_NAME["positive"], inputs, np.positive)
     else:
         op = op_of_ufunc(ufunc)
         if op is None:
@@ -74,6 +83,43 @@ def call_elementwise(ufunc: np.ufunc, inputs: Sequence[Any], out: Any = None, dt
             )
         result = apply(op, inputs, ufunc)
     return stored(result, out)
+
+
+_BITWISE = {
+    np.bitwise_and: np.logical_and,
+    np.bitwise_or: np.logical_or,
+    np.bitwise_xor: np.logical_xor,
+    np.invert: np.logical_not,
+}
+_ON_BOOLEANS = {
+    np.add: np.logical_or,
+    np.maximum: np.logical_or,
+    np.fmax: np.logical_or,
+    np.multiply: np.logical_and,
+    np.minimum: np.logical_and,
+    np.fmin: np.logical_and,
+}
+
+
+def _of_booleans(ufunc: np.ufunc, inputs: Sequence[Any]) -> np.ufunc:
+    """What a ufunc is on booleans: ``mask + mask`` is `logical_or`, as in NumPy."""
+    if ufunc in _BITWISE:
+        if not all(is_boolean(x) for x in inputs):
+            raise TypeError(
+                f"ufunc '{ufunc.__name__}' not supported for active values that are not booleans; use np.{_BITWISE[ufunc].__name__}"
+            )
+        return _BITWISE[ufunc]
+    if (
+        (ufunc in _ON_BOOLEANS or ufunc is np.subtract)
+        and all(is_boolean(x) for x in inputs)
+        and any(np.ndim(x) for x in inputs)
+    ):
+        if ufunc is np.subtract:
+            raise TypeError(
+                "numpy boolean subtract, the `-` operator, is not supported, use the bitwise_xor, the `^` operator instead."
+            )
+        return _ON_BOOLEANS[ufunc]
+    return ufunc
 
 
 def stored(result: Any, out: Any) -> Any:
@@ -87,6 +133,8 @@ def stored(result: Any, out: Any) -> Any:
         raise PassiveConversionError(
             f"a plain float array cannot hold active values ({source_line()}); allocate it with np.zeros(shape, like=x)"
         )
+    if is_boolean(target) and not is_boolean(result):
+        raise TypeError("a result of dtype float64 cannot be stored into out= of dtype bool")
     if np.shape(result) != target.shape:
         result = np.broadcast_to(result, target.shape)
     target[...] = result
@@ -176,26 +224,33 @@ def select(condition: Any, x: Any, y: Any) -> Any:
     found = [z for z in (condition, x, y) if isinstance(z, (Variable, Array))]
     tape = innermost(found)
     shape = np.broadcast_shapes(np.shape(condition), np.shape(x), np.shape(y))
-    if isinstance(condition, (Variable, Array)) and not isinstance(condition, Truth) and condition.dtype != bool:
+    boolean = is_boolean(x) and is_boolean(y)
+    if isinstance(condition, (Variable, Array)) and not is_boolean(condition):
         condition = condition != 0.0
     if shape == ():
         if not isinstance(condition, Variable):
             return lift_scalar(tape, x if condition else y)
         c, a, b = (lift_scalar(tape, z) for z in (condition, x, y))
         value = a._value if c._value else b._value
-        return Variable(tape, tape.push_select(c.slot, a.slot, b.slot, (c._value, value)), value)
+        return (Truth if boolean else Variable)(
+            tape, tape.push_select(c.slot, a.slot, b.slot, (c._value, value)), value
+        )
     size = int(np.prod(shape, dtype=np.int64))
     if size == 0:
-        return Array.of_run(tape, 0, shape)
-    if not isinstance(condition, (Variable, Array)) and all(isinstance(z, (Variable, Array)) or np.ndim(z) == 0 for z in (x, y)):
+        return Array.of_run(tape, 0, shape, boolean)
+    if not isinstance(condition, (Variable, Array)) and all(
+        isinstance(z, (Variable, Array)) or np.ndim(z) == 0 for z in (x, y)
+    ):
         # A plain condition chooses slots: nothing to record.
-        return Array.of_slots(tape, np.where(condition, lift_array(tape, x).slots(), lift_array(tape, y).slots()))
+        return Array.of_slots(
+            tape, np.where(condition, lift_array(tape, x).slots(), lift_array(tape, y).slots()), boolean
+        )
     if size == 1:
         return np.reshape(select(*(_only(z) for z in (condition, x, y))), shape)
     reads = [operand_for(tape, z, shape) for z in (condition, x, y)]
     first, value = tape.add_block(ELEMENTWISE, ops.SELECT, shape, reads, size)
     value.reshape(shape)[...] = np.where(np.asarray(plain(condition), dtype=bool), plain(x), plain(y))
-    return scalar_or_array(tape, first, shape)
+    return scalar_or_array(tape, first, shape, boolean)
 
 
 # Primitives that no NumPy function answers to.
@@ -240,9 +295,24 @@ def _compiled(name: str) -> Callable:
     return compute
 
 
-def check_tape(x: Any) -> Tape:
-    """The tape of an active operand."""
-    found = actives(x)
-    if not found:
-        raise TapeError("no active value here")
-    return innermost(found)
+# NumPy's loops over object arrays call a method named after the ufunc: np.sin(np.array([x[0], x[1]])) is x[0].sin(), x[1].sin().
+
+
+def _install_scalar_methods() -> None:
+    for op in ops.OPS:
+        for name in op.numpy:
+            ufunc = getattr(np, name)
+            if isinstance(ufunc, np.ufunc) and not hasattr(Variable, name):
+                setattr(Variable, name, _scalar_method(ufunc))
+
+
+def _scalar_method(ufunc: np.ufunc) -> Callable:
+    def method(self: Variable, *others: Any) -> Any:
+        return ufunc(self, *others)
+
+    method.__name__ = method.__qualname__ = ufunc.__name__
+    method.__doc__ = f"``np.{ufunc.__name__}(self, ...)``."
+    return method
+
+
+_install_scalar_methods()

@@ -124,15 +124,19 @@ class Tape(FlatTape):
         self._linked: dict[tuple[int, int], int] = {}
         self._data: dict[tuple, tuple[np.ndarray, np.ndarray]] = {}
         self._borrowed: list[np.ndarray] = []
+        self._numbers: dict[str, np.ndarray] = {}
+        self.is_replayed = False
 
     def __getstate__(self) -> dict:
         if self._links:
             raise TapeError("this tape refers to values of another tape, which is being recorded: it cannot be pickled")
-        return {**super().__getstate__(), "_grad": self._grad, "_links": [], "_linked": {}, "_data": {}, "_borrowed": []}
+        return {**super().__getstate__(), "_grad": self._grad, "_links": [], "_linked": {}, "_data": {}, "_borrowed": [], "_numbers": {}, "is_replayed": self.is_replayed}
 
     # Opening and closing.
 
     def __enter__(self) -> Tape:
+        if self.is_replayed:
+            raise TapeError(self.why_closed)
         self.careful = _local.debugging > 0
         self.reopen()
         _local.tapes.append(self)
@@ -140,6 +144,8 @@ class Tape(FlatTape):
 
     def __exit__(self, *exception: object) -> None:
         _local.tapes.remove(self)
+        if self.is_replayed:
+            return
         self.close(
             "this tape is not being recorded: its `with` block, or the function that was differentiated, has ended. Compute inside "
             "of it, or pass tj.value(x)"
@@ -201,6 +207,13 @@ class Tape(FlatTape):
         self.count_data(kept.nbytes)
         return kept
 
+    def number_for_block(self, number: float) -> np.ndarray:
+        """A plain number as an array of one element that blocks may read; one for each number."""
+        key = repr(number)
+        if key not in self._numbers:
+            self._numbers[key] = np.array([number])
+        return self._numbers[key]
+
     def _is_borrowed(self, data: np.ndarray) -> bool:
         low, high = np.lib.array_utils.byte_bounds(data)
         for lent in self._borrowed:
@@ -232,6 +245,8 @@ class Tape(FlatTape):
 
     def guard(self, slots: Sequence[int], expected: Sequence[float]) -> None:
         """Remember a decision: a replay in which one of these slots has another value would take another branch."""
+        if self.is_replayed:
+            raise TapeError(self.why_closed)
         self.guards.append(slots, expected, source_line())
 
     def check_domain(self, code: int, operands: Sequence[Any], result: Any) -> None:
@@ -266,10 +281,12 @@ class Tape(FlatTape):
 
     def backward(self, slots: np.ndarray, seeds: np.ndarray) -> None:
         """Reverse sweep from these slots; adds to the gradients of the inputs (see `Variable.backward`)."""
-        adjoint = np.zeros(self.n_slots)
-        np.add.at(adjoint, slots, seeds)
-        sweeps.reverse(self, adjoint)
-        grad = adjoint[self.input_index()]
+        if any(tape in _local.tapes for _, _, tape in self._links):
+            raise TapeError(
+                f"backward() gives plain numbers, but this tape reads values of a function that is itself being differentiated, whose "
+                f"derivative would be lost ({source_line()}); use tj.grad or tj.vjp inside of it, or pass tj.value(x) to this tape"
+            )
+        grad = sweeps.input_adjoint(self, slots, seeds)
         grad[: self._grad.size] += self._grad
         self._grad = grad
 
@@ -358,6 +375,7 @@ class Tape(FlatTape):
         if (message := self.branch_change(value)) is not None:
             raise BranchChangeError(message)
         self.value[:] = value
+        self.is_replayed = True
         self.close(
             "this tape was replayed at other inputs, so the values that Python variables were computed with are gone; record again to "
             "compute more"

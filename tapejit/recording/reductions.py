@@ -7,7 +7,6 @@ a product with a zero factor needs no care.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -15,8 +14,8 @@ import numpy as np
 from tapejit import ops
 from tapejit.errors import UnsupportedError
 from tapejit.layout import MATMUL, SUM
-from tapejit.recording.array import Array, Variable, lift_array, operand_for, scalar_or_array
-from tapejit.recording.elementwise import apply, prepared, select
+from tapejit.recording.array import Array, Truth, Variable, is_boolean, lift_array, operand_for, scalar_or_array
+from tapejit.recording.elementwise import apply, op_of_ufunc, prepared
 from tapejit.recording.recorder import innermost, source_line
 
 __all__ = ["accumulate", "dot", "matmul", "reduce", "sum_of"]
@@ -35,7 +34,7 @@ def normalised_axes(axis: Any, ndim: int) -> tuple[int, ...]:
 
 def sum_of(x: Any, axis: Any = None, keepdims: bool = False) -> Any:
     """``np.sum``, with NumPy's own value."""
-    x = prepared(x)
+    x = _of_numbers(prepared(x))
     if isinstance(x, Variable):
         return x
     tape = x.tape
@@ -48,7 +47,7 @@ def sum_of(x: Any, axis: Any = None, keepdims: bool = False) -> Any:
     if x.size == 0:
         return _zeros(tape, kept)
     if x.size == size:
-        return np.reshape(x, kept) if kept else x.item()
+        return np.reshape(x, kept).copy() if kept else x.item()  # a copy: NumPy's sums are no views
     strides, stride = [0] * x.ndim, 1
     for a in range(x.ndim - 1, -1, -1):
         if a not in axes:
@@ -59,12 +58,41 @@ def sum_of(x: Any, axis: Any = None, keepdims: bool = False) -> Any:
     return scalar_or_array(tape, first, kept)
 
 
+def _of_numbers(x: Any) -> Any:
+    """Truth values as the numbers 1.0 and 0.0, in the same slots: a sum of booleans counts."""
+    if isinstance(x, Truth):
+        return Variable(x.tape, x.slot, x._value)
+    return x.astype(float) if is_boolean(x) else x
+
+
 def _zeros(tape: Any, shape: tuple[int, ...], number: float = 0.0) -> Any:
     slots = np.full(shape, tape.constant(number), dtype=np.int32)
     return Array.of_slots(tape, slots) if shape else scalar_or_array(tape, tape.constant(number), ())
 
 
-_IDENTITY = {"multiply": 1.0, "add": 0.0, "logical_or": 0.0, "logical_and": 1.0, "logaddexp": -np.inf, "hypot": 0.0}
+# Associative ufuncs, with the result for no elements at all.
+_IDENTITY: dict[np.ufunc, float | None] = {
+    np.add: 0.0,
+    np.multiply: 1.0,
+    np.maximum: None,
+    np.minimum: None,
+    np.fmax: None,
+    np.fmin: None,
+    np.logaddexp: -np.inf,
+    np.logaddexp2: -np.inf,
+    np.hypot: 0.0,
+    np.logical_or: 0.0,
+    np.logical_and: 1.0,
+    np.logical_xor: 0.0,
+}
+_LOGICAL = {
+    np.logical_or: np.logical_or,
+    np.logical_and: np.logical_and,
+    np.logical_xor: np.logical_xor,
+    np.bitwise_or: np.logical_or,
+    np.bitwise_and: np.logical_and,
+    np.bitwise_xor: np.logical_xor,
+}
 
 
 def reduce(ufunc: np.ufunc, x: Any, axis: Any = None, keepdims: bool = False) -> Any:
@@ -72,24 +100,35 @@ def reduce(ufunc: np.ufunc, x: Any, axis: Any = None, keepdims: bool = False) ->
     if ufunc is np.add:
         return sum_of(x, axis, keepdims)
     x = prepared(x)
+    if ufunc in _LOGICAL:
+        ufunc = _LOGICAL[ufunc]
+        x = x if is_boolean(x) else np.not_equal(x, 0.0)
+    elif ufunc is np.multiply:
+        x = _of_numbers(x)
+    if ufunc not in _IDENTITY:
+        raise UnsupportedError(
+            f"np.{ufunc.__name__}.reduce is not supported on active values ({source_line()}): it is not associative"
+        )
     if isinstance(x, Variable):
         return x
     axes = normalised_axes(axis, x.ndim)
     kept = tuple(a for a in range(x.ndim) if a not in axes)
     if x.size == 0 and any(x.shape[a] == 0 for a in axes):
-        if ufunc.__name__ not in _IDENTITY:
+        identity = _IDENTITY[ufunc]
+        if identity is None:
             raise ValueError(f"zero-size array to reduction operation {ufunc.__name__} which has no identity")
-        result = _zeros(x.tape, tuple(x.shape[a] for a in kept), _IDENTITY[ufunc.__name__])
+        result = _zeros(x.tape, tuple(x.shape[a] for a in kept), identity)
+        result = result != 0.0 if ufunc in _LOGICAL else result
     else:
         moved = np.transpose(x, (*axes, *kept))
-        moved = np.reshape(moved, (-1, *(x.shape[a] for a in kept)))
+        moved = np.reshape(moved, (int(np.prod([x.shape[a] for a in axes], dtype=int)), *(x.shape[a] for a in kept)))
         while moved.shape[0] > 1:
             half = moved.shape[0] // 2
             rest = moved[2 * half :]
             moved = ufunc(moved[:half], moved[half : 2 * half])
             if rest.shape[0]:
                 moved = np.concatenate([ufunc(moved[:1], rest), moved[1:]]) if half > 1 else ufunc(moved, rest)
-        result = moved[0]
+        result = moved[0].copy()  # a copy: where the axis has one element, this is the operand itself
     if keepdims:
         result = np.reshape(result, tuple(1 if a in axes else extent for a, extent in enumerate(x.shape)))
     return result
@@ -98,6 +137,7 @@ def reduce(ufunc: np.ufunc, x: Any, axis: Any = None, keepdims: bool = False) ->
 def accumulate(ufunc: np.ufunc, x: Any, axis: int | None = 0) -> Array:
     """``ufunc.accumulate``: scalar slots along the axis, each from the one before it."""
     x = np.reshape(prepared(x), -1) if axis is None else lift_array(innermost([x]), x)
+    x = _of_numbers(x)
     axis = 0 if axis is None else np.lib.array_utils.normalize_axis_index(axis, x.ndim)
     tape, op = x.tape, _row(ufunc)
     n = x.shape[axis]
@@ -117,11 +157,11 @@ def accumulate(ufunc: np.ufunc, x: Any, axis: int | None = 0) -> Array:
 
 
 def _row(ufunc: np.ufunc) -> ops.Op:
-    from tapejit.recording.elementwise import op_of_ufunc
-
     op = op_of_ufunc(ufunc)
-    if op is None or op.arity != 2:
-        raise UnsupportedError(f"np.{ufunc.__name__} of active values is not supported as a reduction ({source_line()})")
+    if op is None or op.arity != 2 or op.boolean:
+        raise UnsupportedError(
+            f"np.{ufunc.__name__} of active values is not supported as a reduction ({source_line()})"
+        )
     return op
 
 
@@ -139,7 +179,9 @@ def matmul(a: Any, b: Any) -> Any:
     b = b if b_columns else np.reshape(b, (-1, 1))
     m, k, n = a.shape[-2], a.shape[-1], b.shape[-1]
     if b.shape[-2] != k:
-        raise ValueError(f"matmul: shapes {np.shape(a)} and {np.shape(b)} do not fit: {k} columns on the left, {b.shape[-2]} rows on the right")
+        raise ValueError(
+            f"matmul: shapes {np.shape(a)} and {np.shape(b)} do not fit: {k} columns on the left, {b.shape[-2]} rows on the right"
+        )
     batch = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
     shape = (*batch, m, n) if a_rows and b_columns else (*batch, m) if a_rows else (*batch, n) if b_columns else batch
     tape = innermost([z for z in (a, b) if isinstance(z, Array)])
@@ -169,22 +211,16 @@ def dot(a: Any, b: Any) -> Any:
     if not np.ndim(a) or not np.ndim(b):
         return np.multiply(a, b)
     if np.ndim(b) <= 2:
-        return matmul(a, b) if np.ndim(a) <= 2 else np.reshape(matmul(np.reshape(a, (-1, a.shape[-1])), b), a.shape[:-1] + b.shape[1:])
+        return (
+            matmul(a, b)
+            if np.ndim(a) <= 2
+            else np.reshape(matmul(np.reshape(a, (-1, a.shape[-1])), b), a.shape[:-1] + b.shape[1:])
+        )
     flat = np.reshape(np.moveaxis(b, -2, 0), (b.shape[-2], -1))
     rest = b.shape[:-2] + b.shape[-1:]
     return np.reshape(matmul(np.reshape(a, (-1, a.shape[-1])), flat), a.shape[:-1] + rest)
 
 
-def where_sum(x: Any, mask: Any) -> Any:
-    """`x` with zeros where `mask` is false, for ``np.sum(x, where=mask)``."""
-    return select(mask, x, 0.0)
-
-
 def norm_of_squares(squares: Any) -> Any:
     """Square root of a sum of squares, whose derivative at the origin is taken as 0."""
     return apply(ops.BY_NAME["length"], (squares,), np.sqrt)
-
-
-def axes_pair(axis: Any, ndim: int) -> Sequence[int]:
-    """Two axes of a matrix norm."""
-    return normalised_axes(axis, ndim)

@@ -92,6 +92,8 @@ class Variable:
     def conjugate(self) -> Variable:
         return self
 
+    conj = conjugate
+
     def copy(self) -> Variable:
         return self
 
@@ -114,7 +116,7 @@ class Variable:
     def __array_function__(self, function: Any, types: Any, args: Any, kwargs: Any) -> Any:
         from tapejit.recording.numpy_rules import call_function
 
-        return call_function(function, args, kwargs)
+        return call_function(function, args, kwargs, like=self)
 
     # Decisions.
 
@@ -166,6 +168,8 @@ class Variable:
     # Powers, signs.
 
     def __pow__(self, exponent: Any, modulus: None = None) -> Any:
+        if modulus is not None:
+            raise TypeError("pow() of an active value takes no third argument")
         if isinstance(exponent, _PLAIN):
             return power_lowered(self, float(exponent), _power(self._value, float(exponent)))
         return _POWER(self, exponent)
@@ -323,6 +327,11 @@ def _binary(code: int, compute: Callable[[float, float], float], result: type[Va
             tape = innermost((self, other))
         elif isinstance(other, (*_PLAIN, complex, np.complexfloating)):
             tape = self.tape
+        elif isinstance(other, (list, tuple)):
+            if code == ops.MUL:  # Python would repeat the list, an integer-valued variable times.
+                raise TypeError(f"can't multiply a {type(other).__name__} by an active value ({source_line()}); make it an array first")
+            ufunc = getattr(np, ops.op_coded(code).numpy[0])
+            return ufunc(other, self) if swapped else ufunc(self, other)
         else:
             return NotImplemented
         x, y = lift_scalar(tape, self), lift_scalar(tape, other)

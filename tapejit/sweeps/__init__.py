@@ -19,52 +19,85 @@ import numpy as np
 
 from tapejit.layout import MATMUL
 from tapejit.sweeps.forward import forward_sweep
+from tapejit.sweeps.groups import find_escapes
 from tapejit.sweeps.primitives import primitive_table
 from tapejit.sweeps.reverse import reverse_many_sweep, reverse_sweep
 from tapejit.sweeps.second_order import second_order_sweep
 from tapejit.sweeps.tangent import tangent_sweep
+from tapejit.workspace import cleared_workspace
 
 if TYPE_CHECKING:
     from tapejit.tape import FlatTape
 
-__all__ = ["forward", "reverse", "second_order", "tangent"]
+__all__ = ["forward", "input_adjoint", "reverse", "second_order", "tangent"]
 
 
 @cache
 def _blas_addresses() -> np.ndarray:
-    """SciPy's dgemm and dgemv, for kernels to call."""
+    """SciPy's dgemm, for kernels to call."""
     import scipy.linalg.cython_blas  # noqa: F401 - makes the functions known
     from numba.extending import get_cython_function_address
 
-    return np.array([get_cython_function_address("scipy.linalg.cython_blas", name) for name in ("dgemm", "dgemv")], np.int64)
+    return np.array([get_cython_function_address("scipy.linalg.cython_blas", "dgemm")], np.int64)
 
 
 def _blas(tape: FlatTape) -> np.ndarray:
     words = tape.words
     needed = any(words[at] == MATMUL for at in tape.block_at)
-    return _blas_addresses() if needed else np.zeros(2, np.int64)
+    return _blas_addresses() if needed else np.zeros(1, np.int64)
 
 
 def forward(tape: FlatTape, value: np.ndarray | None = None) -> None:
     """Recompute `value` in place from the inputs and constants in it."""
     value = tape.value if value is None else value
     table = primitive_table("value", tape.n_user_rows)
-    forward_sweep(tape.opcode, tape.lhs, tape.rhs, value, tape.word_array(), table, _blas(tape))
+    forward_sweep(tape.first_operation, tape.opcode, tape.lhs, tape.rhs, value, tape.word_array(), table, _blas(tape))
 
 
 def reverse(tape: FlatTape, adjoint: np.ndarray, value: np.ndarray | None = None) -> None:
     """Accumulate `adjoint` in place, (n_slots,) for one seed or (n_slots, K) for K seeds in one pass."""
     value = tape.value if value is None else value
-    sweep = reverse_sweep if adjoint.ndim == 1 else reverse_many_sweep
     table = primitive_table("partial", tape.n_user_rows)
-    sweep(tape.opcode, tape.lhs, tape.rhs, value, adjoint, tape.word_array(), table, _blas(tape))
+    arrays = (tape.first_operation, tape.opcode, tape.lhs, tape.rhs, value, adjoint, tape.word_array(), table, _blas(tape))
+    if adjoint.ndim == 1:
+        reverse_sweep(*arrays, False)
+    else:
+        reverse_many_sweep(*arrays)
+
+
+def input_adjoint(tape: FlatTape, output: np.ndarray, y_bar: np.ndarray, value: np.ndarray | None = None) -> np.ndarray:
+    """Adjoints of the inputs, (n_inputs,), for adjoints `y_bar` of the slots `output`; a slot may stand there twice."""
+    value = tape.value if value is None else value
+    table = primitive_table("partial", tape.n_user_rows)
+    _find_escapes(tape, output)
+    with cleared_workspace(tape.n_slots) as adjoint:
+        np.add.at(adjoint, output, y_bar)
+        reverse_sweep(tape.first_operation, tape.opcode, tape.lhs, tape.rhs, value, adjoint, tape.word_array(), table, _blas(tape), True)
+        adjoint[0] = 0.0
+        inputs = np.empty(tape.n_inputs)
+        start = 0
+        for first, size in tape.input_slots:
+            inputs[start : start + size] = adjoint[first : first + size]
+            adjoint[first : first + size] = 0.0
+            start += size
+    return inputs
+
+
+def _find_escapes(tape: FlatTape, output: np.ndarray) -> None:
+    """Bring word 7 of the blocks up to date for these outputs, if any block joins another."""
+    if tape.has_joined:
+        key = (tape.n_slots, output.tobytes())
+        if tape.escapes_known_for != key:
+            blocks = np.array(tape.block_at, np.int64)
+            find_escapes(tape.opcode, tape.lhs, tape.rhs, tape.word_array(), blocks, np.asarray(output, np.int64).reshape(-1))
+            tape.escapes_known_for = key
 
 
 def tangent(tape: FlatTape, tangent: np.ndarray, value: np.ndarray | None = None) -> None:
     """Compute `tangent` in place from the tangents of the inputs in it; elsewhere it must start as zeros."""
     value = tape.value if value is None else value
     table = primitive_table("partial", tape.n_user_rows)
-    tangent_sweep(tape.opcode, tape.lhs, tape.rhs, value, tangent, tape.word_array(), table, _blas(tape))
+    tangent_sweep(tape.first_operation, tape.opcode, tape.lhs, tape.rhs, value, tangent, tape.word_array(), table, _blas(tape))
 
 
 def second_order(
@@ -78,6 +111,7 @@ def second_order(
     value = tape.value if value is None else value
     n_user = tape.n_user_rows
     second_order_sweep(
+        tape.first_operation,
         tape.opcode,
         tape.lhs,
         tape.rhs,

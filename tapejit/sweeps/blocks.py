@@ -11,7 +11,7 @@ import numpy as np
 
 from tapejit.sweeps.kernel import FLAGS
 from tapejit.layout import DATA, HEADER, SLOTS, TABLE, TILE
-from tapejit.sweeps.pointers import call_gemm, call_gemv, load_float, load_index, store_float
+from tapejit.sweeps.pointers import call_gemm, load_float, load_index, store_float
 
 helper = numba.njit(**FLAGS)
 
@@ -54,16 +54,25 @@ def gather_run(mode, base, offset, stride, n, source, step, out):
 
 
 @helper
+def run_address(mode, base, offset, stride, n, source, step, buffer):
+    """Address of `n` elements of an operand: in place where they are contiguous, else copied to the buffer."""
+    if stride == 1:
+        if mode == DATA:
+            return base + 8 * offset
+        if mode == SLOTS and step == 1:
+            return source + 8 * (base + offset)
+    gather_run(mode, base, offset, stride, n, source, step, buffer)
+    return buffer
+
+
+@helper
 def operand_tile(words, shape_at, ndim, operand_at, start, n, source, step, buffer):
     """Address of elements ``start .. start + n`` of an operand, in C order: in place where they are contiguous, else copied."""
     mode, base = words[operand_at], words[operand_at + 1]
     strides_at = operand_at + 2
     stride = words[strides_at + ndim - 1]
     if ndim == 1:
-        if stride == 1 and mode == DATA:
-            return base + 8 * start
-        if stride == 1 and mode == SLOTS and step == 1:
-            return source + 8 * (base + start)
+        return run_address(mode, base, start * stride, stride, n, source, step, buffer)
     extent = words[shape_at + ndim - 1]
     row, column = start // extent, start % extent
     done = 0
@@ -109,6 +118,9 @@ def scatter_tile(words, shape_at, ndim, operand_at, start, n, tile, target, step
         return
     strides_at = operand_at + 2
     stride = words[strides_at + ndim - 1]
+    if ndim == 1:
+        scatter_run(mode, base, start * stride, stride, n, tile, target, step)
+        return
     extent = words[shape_at + ndim - 1]
     row, column = start // extent, start % extent
     done = 0
@@ -163,9 +175,9 @@ def sum_block(words, at, source, target, step, buffer):
         lost = 0.0
         for start in range(0, extent, TILE):
             n = min(TILE, extent - start)
-            gather_run(mode, base, offset + start * stride, stride, n, source, step, buffer)
+            tile = run_address(mode, base, offset + start * stride, stride, n, source, step, buffer)
             if result_stride == 0:
-                part = sum_tile(buffer, n)
+                part = sum_tile(tile, n)
                 grown = total + part
                 if abs(total) >= abs(part):
                     lost += (total - grown) + part
@@ -175,7 +187,7 @@ def sum_block(words, at, source, target, step, buffer):
             else:
                 for i in range(n):
                     place = step * (slot + (start + i) * result_stride)
-                    store_float(target, place, load_float(target, place) + load_float(buffer, i))
+                    store_float(target, place, load_float(target, place) + load_float(tile, i))
         if result_stride == 0:
             store_float(target, step * slot, total + lost if abs(lost) < np.inf else total)
 
@@ -232,15 +244,65 @@ def add_to_matrix(words, operand_at, n_rows, n_columns, numbers, target, step):
 
 
 @helper
+def matrix_vector(m, n, a, rows, columns, x, step, beta, out):
+    """``out = a @ x + beta * out`` for an (m, n) matrix of any strides.
+
+    Not dgemv: the product is as fast as memory, and the threads of a second BLAS beside NumPy's would wait for each other.
+    """
+    for i in range(m):
+        store_float(out, i, beta * load_float(out, i) if beta != 0.0 else 0.0)
+    if rows == 1 and m > 1:
+        for j in range(n):
+            factor = load_float(x, j * step)
+            column = a + 8 * j * columns
+            for i in range(m):
+                store_float(out, i, load_float(out, i) + factor * load_float(column, i))
+        return
+    packed = np.empty(n)
+    for j in range(n):
+        packed[j] = load_float(x, j * step)
+    vector = packed.ctypes.data
+    for i in range(m):
+        row = a + 8 * i * rows
+        total = load_float(out, i)
+        if columns == 1:
+            total += dot_run(row, vector, n)
+        else:
+            for j in range(n):
+                total += load_float(row, j * columns) * load_float(vector, j)
+        store_float(out, i, total)
+    packed[:0] = 0.0  # Keeps the buffer alive until here.
+
+
+@helper
+def dot_run(x, y, n):
+    """Scalar product of two contiguous runs in eight lanes."""
+    a = b = c = d = e = f = g = h = 0.0
+    whole = n - n % 8
+    for i in range(0, whole, 8):
+        a += load_float(x, i) * load_float(y, i)
+        b += load_float(x, i + 1) * load_float(y, i + 1)
+        c += load_float(x, i + 2) * load_float(y, i + 2)
+        d += load_float(x, i + 3) * load_float(y, i + 3)
+        e += load_float(x, i + 4) * load_float(y, i + 4)
+        f += load_float(x, i + 5) * load_float(y, i + 5)
+        g += load_float(x, i + 6) * load_float(y, i + 6)
+        h += load_float(x, i + 7) * load_float(y, i + 7)
+    total = ((a + b) + (c + d)) + ((e + f) + (g + h))
+    for i in range(whole, n):
+        total += load_float(x, i) * load_float(y, i)
+    return total
+
+
+@helper
 def multiply(blas, m, k, n, a, a_rows, a_columns, b, b_rows, b_columns, beta, out):
     """Row-major ``out = a @ b + beta * out`` for an (m, k) and a (k, n) matrix that BLAS can read."""
     # out.T = b.T @ a.T in column-major terms: a row-major matrix is its own transpose there.
-    if n == 1 and (b_rows == 1 or b_columns == 1):
-        increment = b_rows if k > 1 else 1
-        if a_columns == 1:
-            call_gemv(blas[1], _TRANSPOSE, k, m, 1.0, a, max(a_rows, k), b, increment, beta, out, 1)
-        else:
-            call_gemv(blas[1], _NO_TRANSPOSE, m, k, 1.0, a, max(a_columns, m), b, increment, beta, out, 1)
+    if n == 1:
+        matrix_vector(m, k, a, a_rows, a_columns, b, b_rows if k > 1 else 1, beta, out)
+        return
+    if m == 1:
+        matrix_vector(n, k, b, b_columns, b_rows, a, a_columns if k > 1 else 1, beta, out)
         return
     trans_b, ldb = (_NO_TRANSPOSE, max(b_rows, n)) if b_columns == 1 else (_TRANSPOSE, max(b_columns, k))
     trans_a, lda = (_NO_TRANSPOSE, max(a_rows, k)) if a_columns == 1 else (_TRANSPOSE, max(a_columns, m))

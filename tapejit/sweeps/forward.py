@@ -5,7 +5,7 @@ from __future__ import annotations
 from tapejit.ops import ADD, BLOCK, DIV, FIRST_USER, MUL, POSITIVE, SELECT
 from tapejit.sweeps.blocks import helper, matrix, multiply, operand_tile, sum_block
 from tapejit.sweeps.kernel import kernel
-from tapejit.layout import ELEMENTWISE, HEADER, SUM, TILE
+from tapejit.layout import ELEMENTWISE, HEADER, MAX_JOINED, SUM, PITCH, TILE
 from tapejit.sweeps.pointers import call_value, load_float, store_float
 
 import numpy as np
@@ -20,33 +20,61 @@ def function_of(code, functions):
 
 
 @helper
-def forward_elementwise(words, at, values, functions, scratch):
-    first, size, code = words[at + 1], words[at + 2], words[at + 3]
-    ndim, n_operands = words[at + 4], words[at + 5]
+def forward_tile(words, at, start, n, values, functions, scratch):
+    """Elements ``start .. start + n`` of an elementwise block."""
+    first, code, ndim, n_operands = words[at + 1], words[at + 3], words[at + 4], words[at + 5]
     shape_at = at + HEADER
     operand_at, record = shape_at + ndim, 2 + ndim
-    for start in range(0, size, TILE):
-        n = min(TILE, size - start)
-        out = values + 8 * (first + start)
-        x = operand_tile(words, shape_at, ndim, operand_at, start, n, values, 1, scratch)
-        y = x
-        if n_operands > 1:
-            y = operand_tile(words, shape_at, ndim, operand_at + record, start, n, values, 1, scratch + 8 * TILE)
-        if code == SELECT:
-            z = operand_tile(words, shape_at, ndim, operand_at + 2 * record, start, n, values, 1, scratch + 16 * TILE)
-            for i in range(n):
-                store_float(out, i, load_float(y, i) if load_float(x, i) != 0.0 else load_float(z, i))
-        else:
-            call_value(function_of(code, functions), code, n, x, y, out)
+    out = values + 8 * (first + start)
+    x = operand_tile(words, shape_at, ndim, operand_at, start, n, values, 1, scratch)
+    y = x
+    if n_operands > 1:
+        y = operand_tile(words, shape_at, ndim, operand_at + record, start, n, values, 1, scratch + 8 * PITCH)
+    if code == SELECT:
+        z = operand_tile(words, shape_at, ndim, operand_at + 2 * record, start, n, values, 1, scratch + 16 * PITCH)
+        for i in range(n):
+            store_float(out, i, load_float(y, i) if load_float(x, i) != 0.0 else load_float(z, i))
+    else:
+        call_value(function_of(code, functions), code, n, x, y, out)
 
 
 @helper
-def forward_block(words, at, values, functions, blas, scratch):
-    """Compute the values of a block; gives its last slot."""
+def joined_after(opcode, lhs, words, at):
+    """Position of the block that joins the one at `at`, or -1; only constants stand between them."""
+    slot = words[at + 1] + words[at + 2]
+    while slot < opcode.size and opcode[slot] < BLOCK:
+        slot += 1
+    if slot < opcode.size and opcode[slot] == BLOCK and words[lhs[slot]] == ELEMENTWISE and words[lhs[slot] + 6] == at:
+        return np.int64(lhs[slot])
+    return np.int64(-1)
+
+
+@helper
+def forward_elementwise(opcode, lhs, words, at, values, functions, scratch):
+    """An elementwise block and those that join it, tile by tile; gives the position of the last."""
+    group = np.empty(MAX_JOINED, np.int64)
+    n_joined = 0
+    following = np.int64(at)
+    while following >= 0:
+        group[n_joined] = following
+        n_joined += 1
+        following = joined_after(opcode, lhs, words, following)
+    size = words[at + 2]
+    for start in range(0, size, TILE):
+        n = min(TILE, size - start)
+        for k in range(n_joined):
+            forward_tile(words, group[k], start, n, values, functions, scratch)
+    return group[n_joined - 1]
+
+
+@helper
+def forward_block(opcode, lhs, words, at, values, functions, blas, scratch):
+    """Compute the values of a block, and of those that join it; gives the last slot."""
     kind, first, size = words[at], words[at + 1], words[at + 2]
     if kind == ELEMENTWISE:
-        forward_elementwise(words, at, values, functions, scratch)
-    elif kind == SUM:
+        last = forward_elementwise(opcode, lhs, words, at, values, functions, scratch)
+        return words[last + 1] + words[last + 2] - 1
+    if kind == SUM:
         sum_block(words, at, values, values, 1, scratch)
     else:
         k, m, n = words[at + 3], words[at + 4], words[at + 5]
@@ -58,13 +86,13 @@ def forward_block(words, at, values, functions, blas, scratch):
 
 
 @kernel
-def forward_sweep(opcode, lhs, rhs, value, words, functions, blas):
-    """Recompute `value` (n_slots,) in place; inputs and constants stay as they are."""
+def forward_sweep(start, opcode, lhs, rhs, value, words, functions, blas):
+    """Recompute `value` (n_slots,) in place from slot `start` on; inputs and constants stay as they are."""
     values = value.ctypes.data
-    scratch_array = np.empty(4 * TILE)
+    scratch_array = np.empty(4 * PITCH)
     scratch = scratch_array.ctypes.data
     n_slots = opcode.size
-    slot = 0
+    slot = start
     while slot < n_slots:
         code = opcode[slot]
         # The four arithmetic codes by two bits, the rest out of line: one chain over all codes becomes a jump table, at three
@@ -83,7 +111,7 @@ def forward_sweep(opcode, lhs, rhs, value, words, functions, blas):
                     function_of(code, functions), code, 1, values + 8 * lhs[slot], values + 8 * rhs[slot], values + 8 * slot
                 )
         elif code == BLOCK:
-            slot = forward_block(words, lhs[slot], values, functions, blas, scratch)
+            slot = forward_block(opcode, lhs, words, lhs[slot], values, functions, blas, scratch)
         slot += 1
     scratch_array[0] = 0.0  # Keeps the buffer alive until here: kernels know it by its address alone.
 

@@ -10,7 +10,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-__all__ = ["call_gemm", "call_gemv", "call_partial", "call_value", "load_float", "load_index", "store_float"]
+__all__ = ["call_gemm", "call_partial", "call_value", "load_float", "load_index", "store_float"]
 
 _DOUBLE = ir.DoubleType()
 _INT64 = ir.IntType(64)
@@ -109,9 +109,3 @@ def _blas(kinds):
 def call_gemm(typingctx, function, transa, transb, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc):
     """BLAS ``dgemm`` (column-major) at the address `function`."""
     return _blas("cciiidpipidpi")
-
-
-@intrinsic
-def call_gemv(typingctx, function, trans, m, n, alpha, a, lda, x, incx, beta, y, incy):
-    """BLAS ``dgemv`` (column-major) at the address `function`."""
-    return _blas("ciidpipidpi")

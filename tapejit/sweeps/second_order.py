@@ -20,7 +20,7 @@ from tapejit.ops import ADD, BLOCK, DIV, MUL, POSITIVE, SELECT, SUB
 from tapejit.sweeps.blocks import add_to_matrix, helper, matrix, multiply_derivative, operand_tile, scatter_tile, spread_sum
 from tapejit.sweeps.forward import function_of
 from tapejit.sweeps.kernel import kernel
-from tapejit.layout import DATA, ELEMENTWISE, HEADER, SUM, TILE
+from tapejit.layout import DATA, ELEMENTWISE, HEADER, SUM, PITCH, TILE
 from tapejit.sweeps.pointers import call_partial, load_float, store_float
 from tapejit.sweeps.reverse import choose_tile, partial_tile, reverse_matmul, scale_tile
 
@@ -39,13 +39,13 @@ def second_elementwise(words, at, values, tangents, adjoints, adjoint_tangents, 
     ndim, n_operands = words[at + 4], words[at + 5]
     shape_at = at + HEADER
     operand_at, record = shape_at + ndim, 2 + ndim
-    buffer_p, buffer_s, buffer_t = scratch + 16 * TILE, scratch + 24 * TILE, scratch + 32 * TILE
-    buffer_dot, buffer_curve = scratch + 40 * TILE, scratch + 48 * TILE
+    buffer_p, buffer_s, buffer_t = scratch + 16 * PITCH, scratch + 24 * PITCH, scratch + 32 * PITCH
+    buffer_dot, buffer_curve = scratch + 40 * PITCH, scratch + 48 * PITCH
     for start in range(0, size, TILE):
         n = min(TILE, size - start)
         x = y = operand_tile(words, shape_at, ndim, operand_at, start, n, values, 1, scratch)
         if n_operands == 2:
-            y = operand_tile(words, shape_at, ndim, operand_at + record, start, n, values, 1, scratch + 8 * TILE)
+            y = operand_tile(words, shape_at, ndim, operand_at + record, start, n, values, 1, scratch + 8 * PITCH)
         v = values + 8 * (first + start)
         g, g_dot = adjoints + 8 * (first + start), adjoint_tangents + 8 * (first + start)
         for which in range(1 if code == SELECT else 0, n_operands):
@@ -117,16 +117,16 @@ def second_block(words, at, values, tangents, adjoints, adjoint_tangents, functi
 
 @kernel
 def second_order_sweep(
-    opcode, lhs, rhs, value, tangent, adjoint, adjoint_tangent, words, functions, seconds, blas
+    start, opcode, lhs, rhs, value, tangent, adjoint, adjoint_tangent, words, functions, seconds, blas
 ):
     """Accumulate `adjoint` and `adjoint_tangent` (n_slots,) in place, from the last slot to the first."""
     values, tangents = value.ctypes.data, tangent.ctypes.data
     adjoints, adjoint_tangents = adjoint.ctypes.data, adjoint_tangent.ctypes.data
-    scratch_array = np.empty(7 * TILE)
+    scratch_array = np.empty(7 * PITCH)
     scratch = scratch_array.ctypes.data
     partials = scratch_array
     slot = opcode.size - 1
-    while slot >= 0:
+    while slot >= start:
         code = opcode[slot]
         g, g_dot = adjoint[slot], adjoint_tangent[slot]
         a, b = lhs[slot], rhs[slot]

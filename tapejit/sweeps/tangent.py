@@ -8,7 +8,7 @@ from tapejit.ops import ADD, BLOCK, DIV, POSITIVE, SELECT
 from tapejit.sweeps.blocks import helper, matrix, multiply_derivative, operand_tile, sum_block
 from tapejit.sweeps.forward import function_of
 from tapejit.sweeps.kernel import kernel
-from tapejit.layout import DATA, ELEMENTWISE, HEADER, SUM, TILE
+from tapejit.layout import DATA, ELEMENTWISE, HEADER, SUM, PITCH, TILE
 from tapejit.sweeps.pointers import call_partial, load_float, store_float
 from tapejit.sweeps.reverse import partial_tile, scale_tile
 
@@ -21,12 +21,12 @@ def tangent_elementwise(words, at, values, tangents, functions, scratch):
     ndim, n_operands = words[at + 4], words[at + 5]
     shape_at = at + HEADER
     operand_at, record = shape_at + ndim, 2 + ndim
-    buffer_dot, buffer_p, buffer_t = scratch + 16 * TILE, scratch + 24 * TILE, scratch + 32 * TILE
+    buffer_dot, buffer_p, buffer_t = scratch + 16 * PITCH, scratch + 24 * PITCH, scratch + 32 * PITCH
     for start in range(0, size, TILE):
         n = min(TILE, size - start)
         x = y = operand_tile(words, shape_at, ndim, operand_at, start, n, values, 1, scratch)
         if n_operands == 2:
-            y = operand_tile(words, shape_at, ndim, operand_at + record, start, n, values, 1, scratch + 8 * TILE)
+            y = operand_tile(words, shape_at, ndim, operand_at + record, start, n, values, 1, scratch + 8 * PITCH)
         v = values + 8 * (first + start)
         out = tangents + 8 * (first + start)
         for i in range(n):
@@ -80,14 +80,14 @@ def tangent_block(words, at, values, tangents, functions, blas, scratch):
 
 
 @kernel
-def tangent_sweep(opcode, lhs, rhs, value, tangent, words, functions, blas):
+def tangent_sweep(start, opcode, lhs, rhs, value, tangent, words, functions, blas):
     """Compute `tangent` (n_slots,) in place from the tangents of the inputs; those of constants are left as they are."""
     values, tangents = value.ctypes.data, tangent.ctypes.data
-    scratch_array = np.empty(5 * TILE)
+    scratch_array = np.empty(5 * PITCH)
     scratch = scratch_array.ctypes.data
     partial = scratch_array
     n_slots = opcode.size
-    slot = 0
+    slot = start
     while slot < n_slots:
         code = opcode[slot]
         a, b = lhs[slot], rhs[slot]

@@ -1,0 +1,68 @@
+"""Memory that is used again: the arrays of tapes and sweeps that have ended.
+
+Memory fresh from the system costs a page fault for every 4 KiB that is touched, several times what sweeping it costs. So the arrays of the
+last tapes and sweeps are kept for the next ones: at most ``TAPEJIT_KEEP_BYTES`` bytes in all (512 MiB by default, 0 keeps none), the
+oldest given up first. `forget` gives everything back to the system.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+
+__all__ = ["cleared_workspace", "forget", "give_back", "take"]
+
+KEPT_BYTES = int(os.environ.get("TAPEJIT_KEEP_BYTES", 512 << 20))
+SMALLEST = 1 << 14  # entries; below, the allocator does as well
+
+_lock = threading.Lock()
+_kept: list[tuple[str, tuple[np.ndarray, ...]]] = []
+
+
+def take(kind: str, n: int) -> tuple[np.ndarray, ...] | None:
+    """Arrays of at least `n` entries that were given back under this name, the smallest that fit; None if there are none."""
+    if n < SMALLEST:
+        return None
+    with _lock:
+        fitting = [i for i, (name, arrays) in enumerate(_kept) if name == kind and arrays[0].size >= n]
+        return _kept.pop(min(fitting, key=lambda i: _kept[i][1][0].size))[1] if fitting else None
+
+
+def give_back(kind: str, arrays: tuple[np.ndarray, ...]) -> None:
+    """Keep arrays that nobody else refers to for the next `take` of this name."""
+    if arrays[0].size < SMALLEST:
+        return
+    with _lock:
+        _kept.append((kind, arrays))
+        held = sum(_bytes(kept) for _, kept in _kept)
+        while held > KEPT_BYTES and _kept:
+            held -= _bytes(_kept.pop(0)[1])
+
+
+def forget() -> None:
+    """Give the kept memory back to the system."""
+    with _lock:
+        _kept.clear()
+
+
+def only_here(arrays: Sequence[np.ndarray], references: int) -> bool:
+    """Whether each array has just `references` references besides the sequence itself: no view of it is left."""
+    return all(sys.getrefcount(array) <= references + 3 for array in arrays)  # the sequence, the loop variable, the argument
+
+
+def _bytes(arrays: Sequence[np.ndarray]) -> int:
+    return sum(array.nbytes for array in arrays)
+
+
+@contextmanager
+def cleared_workspace(n: int) -> Iterator[np.ndarray]:
+    """An array of `n` zeros, which the caller leaves as zeros if it succeeds."""
+    kept = take("zeros", n)
+    whole = np.zeros(n) if kept is None else kept[0]
+    yield whole[:n]
+    give_back("zeros", (whole,))

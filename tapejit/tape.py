@@ -185,7 +185,7 @@ class FlatTape:
         self._constants: dict[float, int] = {}
         self._group = Group(-1)
         self.has_joined = False
-        self.escapes_known_for: tuple | None = None  # what word 7 of the blocks is right for
+        self.words_known: tuple[tuple, np.ndarray] | None = None  # what `sweeps` has found out about joined blocks
         self.guards = Guards()
 
     def _bind(self) -> None:
@@ -243,9 +243,15 @@ class FlatTape:
         for source, target in zip(old, new, strict=True):
             target[:used] = source[:used]
         self._opcode, self._lhs, self._rhs, self._value = new
-        del source, target
-        if only_here(old, 0):
-            give_back("tape", old)
+
+    def _trim(self) -> None:
+        """Go back to arrays of the right size where those taken over from an earlier tape are far too large."""
+        n = self.n_slots
+        if self._opcode.size > 2 * n + 64:
+            old = self._flat()
+            self._opcode, self._lhs, self._rhs, self._value = (array[:n].copy() for array in old)
+            if only_here(old, 0):
+                give_back("tape", old)
 
     def _flat(self) -> tuple[np.ndarray, ...]:
         return self._opcode, self._lhs, self._rhs, self._value
@@ -268,6 +274,7 @@ class FlatTape:
     def close(self, why: str) -> None:
         """Let nothing more be recorded: recording then raises TapeError with this text."""
         self.settle()
+        self._trim()
         self.why_closed = why
         self._set_limit()
 
@@ -420,10 +427,10 @@ class FlatTape:
         length = shape[0] if kind == SUM and size == 1 else size if kind == ELEMENTWISE else -1
         fits = (
             len(shape) == 1
-            and length == group.size
+            and 0 < length == group.size
             and len(group.firsts) < MAX_JOINED - 1
             and first - group.end <= 4
-            and (self._opcode[group.end : first] < ops.BLOCK).all()
+            and (self._opcode[group.end : first] == ops.CONSTANT).all()
             and all(group.reads(operand, walk[0]) for operand, walk in zip(operands, strides, strict=False))
             and (kind == ELEMENTWISE or operands[0].base in group.firsts)
         )
@@ -472,20 +479,18 @@ class FlatTape:
         self._opcode[run], self._lhs[run], self._rhs[run], self._value[run] = opcode, lhs, rhs, other.value
         ends = [*other.block_at[1:], len(other.words)] if len(other.block_at) else []
         for block, at, end in zip(other.blocks(), other.block_at, ends, strict=True):
-            self._append_words(other.words[at:end], block, shift, at)
+            self._append_words(other.words[at:end], block, shift)
         self._group = Group(-1)
-        self.has_joined |= other.has_joined
         self.guards.extend(other.guards, shift)
         self.n_user_rows = max(self.n_user_rows, other.n_user_rows)
         return shift
 
-    def _append_words(self, words: array, block: Block, shift: int, at: int) -> None:
+    def _append_words(self, words: array, block: Block, shift: int) -> None:
         own = len(self.words)
         self.block_at.append(own)
         self.words.extend(words)
         self.words[own + 1] += shift
-        if self.words[own + 6] >= 0:
-            self.words[own + 6] += own - at
+        self.words[own + 6] = -1  # What were constants between joined blocks may be operations here.
         place = own + HEADER + (0 if block.kind == MATMUL else len(block.shape))
         for operand in block.operands:
             if operand.mode == SLOTS:

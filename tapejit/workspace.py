@@ -25,12 +25,12 @@ _kept: list[tuple[str, tuple[np.ndarray, ...]]] = []
 
 
 def take(kind: str, n: int) -> tuple[np.ndarray, ...] | None:
-    """Arrays of at least `n` entries that were given back under this name, the smallest that fit; None if there are none."""
+    """The largest arrays that were given back under this name, if they have at least `n` entries; else None."""
     if n < SMALLEST:
         return None
     with _lock:
         fitting = [i for i, (name, arrays) in enumerate(_kept) if name == kind and arrays[0].size >= n]
-        return _kept.pop(min(fitting, key=lambda i: _kept[i][1][0].size))[1] if fitting else None
+        return _kept.pop(max(fitting, key=lambda i: _kept[i][1][0].size))[1] if fitting else None
 
 
 def give_back(kind: str, arrays: tuple[np.ndarray, ...]) -> None:

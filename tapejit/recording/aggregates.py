@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +13,7 @@ from tapejit.recording.elementwise import prepared, select, stored
 from tapejit.recording.reductions import accumulate, norm_of_squares, normalised_axes, reduce, sum_of
 from tapejit.recording.rules import RULES, check_dtype, rule
 
-_MISSING = np._NoValue  # type: ignore[attr-defined]
+_MISSING = np._NoValue
 
 
 def masked(x: Any, where: Any, otherwise: Any) -> Any:
@@ -84,7 +85,7 @@ def _first_axes(x: Any, axis: Any) -> Any:
     axes = normalised_axes(axis, np.ndim(x))
     kept = tuple(i for i in range(np.ndim(x)) if i not in axes)
     shape = np.shape(x)
-    count = int(np.prod([shape[i] for i in axes], dtype=int))
+    count = math.prod(shape[i] for i in axes)
     return np.reshape(np.transpose(x, (*axes, *kept)), (count, *(shape[i] for i in kept)))
 
 
@@ -121,7 +122,7 @@ def _count(a: Any, axis: Any, where: Any, keepdims: bool) -> Any:
     """How many elements a mean is taken over."""
     if where is not True:
         return np.sum(np.broadcast_to(where, np.shape(a)), axis=axis, keepdims=keepdims)
-    return int(np.prod([np.shape(a)[i] for i in normalised_axes(axis, np.ndim(a))], dtype=int))
+    return math.prod(np.shape(a)[i] for i in normalised_axes(axis, np.ndim(a)))
 
 
 def _divided(total: Any, n: Any) -> Any:

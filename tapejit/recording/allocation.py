@@ -69,7 +69,7 @@ def _array(
     subok: bool = False,
     ndmin: int = 0,
     like: Any = None,
-) -> Array:
+) -> Any:
     array = _asarray(object, dtype, copy=copy, like=like)
     return np.reshape(array, (1,) * (ndmin - array.ndim) + array.shape) if array.ndim < ndmin else array
 

@@ -10,6 +10,7 @@ never read, one byte a slot: address arithmetic gives the new offset and strides
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -83,7 +84,7 @@ class Array:
     @classmethod
     def of_run(cls, tape: Tape, first: int, shape: tuple[int, ...], boolean: bool = False) -> Array:
         """The array of the slots from `first` on, in C order."""
-        size = int(np.prod(shape, dtype=np.int64))
+        size = math.prod(shape)
         return cls(Storage(tape, size, first, boolean=boolean), 0, tuple(shape), _c_strides(shape))
 
     @classmethod
@@ -104,7 +105,7 @@ class Array:
 
     @property
     def size(self) -> int:
-        return int(np.prod(self.shape, dtype=np.int64))
+        return math.prod(self.shape)
 
     @property
     def dtype(self) -> np.dtype:
@@ -349,10 +350,10 @@ class Array:
     def __deepcopy__(self, memo: dict) -> Array:
         return self.copy()
 
-    def flatten(self, order: str = "C") -> Array:
+    def flatten(self, order: str = "C") -> Any:
         return np.ravel(self, order=order).copy()
 
-    def reshape(self, *shape: Any, order: str = "C") -> Array:
+    def reshape(self, *shape: Any, order: str = "C") -> Any:
         return np.reshape(self, shape[0] if len(shape) == 1 else shape, order=order)
 
     def transpose(self, *axes: Any) -> Array:
@@ -590,7 +591,7 @@ def _install_methods() -> None:
         setattr(Array, f"__{name}__", _operator(ufunc))
     for name, ufunc in {"neg": np.negative, "pos": np.positive, "abs": np.absolute, "invert": np.invert}.items():
         setattr(Array, f"__{name}__", lambda self, ufunc=ufunc: ufunc(self))
-    Array.__divmod__ = lambda self, other: (self // other, self % other)  # type: ignore[attr-defined]
+    Array.__divmod__ = lambda self, other: (self // other, self % other)  # type: ignore[operator]
     Array.__rdivmod__ = lambda self, other: (other // self, other % self)  # type: ignore[attr-defined]
     for name in _FUNCTION_METHODS:
         setattr(Array, name, _method(getattr(np, name)))
@@ -624,6 +625,6 @@ def _power(self: Array, exponent: Any) -> Any:
     return array_power(self, exponent)
 
 
-Array.__pow__ = _power  # type: ignore[attr-defined]
+Array.__pow__ = _power  # type: ignore[operator]
 Array.__rpow__ = _operator(np.power, swapped=True)  # type: ignore[attr-defined]
 _install_methods()

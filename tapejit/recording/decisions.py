@@ -5,6 +5,7 @@ They are decided on the values of the recording; the comparisons that decided th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -26,12 +27,12 @@ def _order_guard(x: Array, order: np.ndarray) -> None:
     ordered = Array.of_slots(x.tape, np.take_along_axis(x.slots(), order, axis=-1))
     ties = np.diff(order, axis=-1) > 0
     earlier, later = ordered[..., :-1], ordered[..., 1:]
-    decided(np.where(ties, earlier <= later, earlier < later))
+    decided(select(ties, earlier <= later, earlier < later))
 
 
 @rule("argsort")
 def _argsort(a: Any, axis: int | None = -1, kind: Any = None, order: Any = None, *, stable: Any = None) -> np.ndarray:
-    x = as_array(a)
+    x: Any = as_array(a)
     if axis is None:
         x, axis = np.ravel(x), -1
     moved = np.moveaxis(x, axis, -1)
@@ -53,7 +54,7 @@ def _median(a: Any, axis: Any = None, out: Any = None, overwrite_input: bool = F
     a = as_array(a)
     axes = normalised_axes(axis, a.ndim)
     kept = tuple(i for i in range(a.ndim) if i not in axes)
-    n = int(np.prod([a.shape[i] for i in axes], dtype=int))
+    n = math.prod(a.shape[i] for i in axes)
     if n == 0:
         raise ValueError("np.median of an empty array of active values")
     ordered = _sort(np.reshape(np.transpose(a, (*kept, *axes)), (*(a.shape[i] for i in kept), n)))
@@ -79,16 +80,16 @@ def _extremum(x: Array, find: Callable, less: np.ufunc, less_equal: np.ufunc) ->
     best = Array.of_slots(x.tape, np.take_along_axis(x.slots(), at[..., None], axis=-1))
     before = np.arange(x.shape[-1]) < at[..., None]
     if x.shape[-1] > 1 and x.size:
-        decided(np.where(before, less(x, best), less_equal(x, best)))
+        decided(select(before, less(x, best), less_equal(x, best)))
     return at
 
 
 def _arg_rule(find: Callable, less: np.ufunc, less_equal: np.ufunc) -> Callable:
     def apply(a: Any, axis: int | None = None, out: Any = None, *, keepdims: Any = False) -> Any:
         x = as_array(a)
-        along, axis = (np.ravel(x), None) if axis is None else (np.moveaxis(x, axis, -1), axis)
+        along: Any = np.ravel(x) if axis is None else np.moveaxis(x, axis, -1)
         at = _extremum(along, find, less, less_equal)
-        if keepdims is not np._NoValue and keepdims:  # type: ignore[attr-defined]
+        if keepdims is not np._NoValue and keepdims:
             at = np.reshape(at, (1,) * x.ndim) if axis is None else np.expand_dims(at, axis)
         if out is not None:
             out[...] = at

@@ -5,6 +5,7 @@ The recorded value is NumPy's own. What is recorded is the row of the op table t
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -148,9 +149,8 @@ def apply(op: Op, inputs: Sequence[Any], compute: Callable) -> Any:
     code = CODE[op.name]
     if not any(isinstance(x, Array) or (isinstance(x, np.ndarray) and x.ndim) for x in operands):
         return _scalar(tape, code, operands, compute)
-    numbers = [plain(x) for x in operands]
-    shape = np.broadcast_shapes(*(np.shape(x) for x in numbers))
-    size = int(np.prod(shape, dtype=np.int64))
+    shape = np.broadcast_shapes(*(_shape_of(x) for x in operands))
+    size = math.prod(shape)
     if size == 0:
         return Array.of_run(tape, 0, shape, op.boolean)
     if size == 1:
@@ -158,7 +158,7 @@ def apply(op: Op, inputs: Sequence[Any], compute: Callable) -> Any:
         return Array.of_run(tape, _scalar(tape, code, scalars, compute).slot, shape, op.boolean)
     reads = [operand_for(tape, x, shape) for x in operands]
     if tape.careful:
-        tape.check_domain(code, numbers, compute(*numbers))
+        _check_domain(tape, code, [plain(x) for x in operands], compute)
     first, value = tape.add_block(ELEMENTWISE, code, shape, reads, size)
     target = value.reshape(shape)
     # After `add_block`, which may have moved the values: read the operands where they are now.
@@ -170,6 +170,16 @@ def apply(op: Op, inputs: Sequence[Any], compute: Callable) -> Any:
     return Array.of_run(tape, first, shape, op.boolean)
 
 
+def _check_domain(tape: Tape, code: int, numbers: Sequence[Any], compute: Callable) -> None:
+    with np.errstate(all="ignore"):  # the error says more than NumPy's warning
+        result = compute(*numbers)
+    tape.check_domain(code, numbers, result)
+
+
+def _shape_of(x: Any) -> tuple[int, ...]:
+    return x.shape if isinstance(x, (Array, np.ndarray)) else ()
+
+
 def _only(x: Any) -> Any:
     """The one element of an operand of size 1."""
     if isinstance(x, Array):
@@ -179,7 +189,10 @@ def _only(x: Any) -> Any:
 
 def _scalar(tape: Tape, code: int, operands: Sequence[Any], compute: Callable) -> Variable:
     lifted = [lift_scalar(tape, x) for x in operands]
-    value = float(compute(*(np.float64(x._value) for x in lifted)))
+    numbers = [np.float64(x._value) for x in lifted]
+    if tape.careful:
+        _check_domain(tape, code, numbers, compute)
+    value = float(compute(*numbers))
     return record_scalar(code, *lifted, value=value)
 
 
@@ -235,7 +248,7 @@ def select(condition: Any, x: Any, y: Any) -> Any:
         return (Truth if boolean else Variable)(
             tape, tape.push_select(c.slot, a.slot, b.slot, (c._value, value)), value
         )
-    size = int(np.prod(shape, dtype=np.int64))
+    size = math.prod(shape)
     if size == 0:
         return Array.of_run(tape, 0, shape, boolean)
     if not isinstance(condition, (Variable, Array)) and all(
@@ -248,8 +261,8 @@ def select(condition: Any, x: Any, y: Any) -> Any:
     if size == 1:
         return np.reshape(select(*(_only(z) for z in (condition, x, y))), shape)
     reads = [operand_for(tape, z, shape) for z in (condition, x, y)]
-    first, value = tape.add_block(ELEMENTWISE, ops.SELECT, shape, reads, size)
-    value.reshape(shape)[...] = np.where(np.asarray(plain(condition), dtype=bool), plain(x), plain(y))
+    first, target = tape.add_block(ELEMENTWISE, ops.SELECT, shape, reads, size)
+    target.reshape(shape)[...] = np.where(np.asarray(plain(condition), dtype=bool), plain(x), plain(y))
     return scalar_or_array(tape, first, shape, boolean)
 
 

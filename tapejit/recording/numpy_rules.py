@@ -73,7 +73,7 @@ def _add_at(ufunc: np.ufunc, target: Any, index: Any, addend: Any) -> None:
         return
     # A copy of the addends, which may be a view of the target.
     places, addend = places.reshape(-1), np.array(np.reshape(addend, -1), like=target)
-    flat = np.reshape(target, -1)
+    flat: Any = np.reshape(target, -1)
     order = np.argsort(places, kind="stable")
     occurrence = np.empty(places.size, int)
     starts = np.flatnonzero(np.r_[True, places[order][1:] != places[order][:-1]]) if places.size else np.zeros(0, int)

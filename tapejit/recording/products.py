@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -47,9 +48,9 @@ def _tensordot(a: Any, b: Any, axes: Any = 2) -> Any:
         )
     a_rest = [i for i in range(len(a_shape)) if i not in a_axes]
     b_rest = [i for i in range(len(b_shape)) if i not in b_axes]
-    k = int(np.prod([a_shape[i] for i in a_axes], dtype=int))
-    m = int(np.prod([a_shape[i] for i in a_rest], dtype=int))
-    n = int(np.prod([b_shape[i] for i in b_rest], dtype=int))
+    k = math.prod(a_shape[i] for i in a_axes)
+    m = math.prod(a_shape[i] for i in a_rest)
+    n = math.prod(b_shape[i] for i in b_rest)
     left = np.reshape(np.transpose(a, (*a_rest, *a_axes)), (m, k))
     right = np.reshape(np.transpose(b, (*b_axes, *b_rest)), (k, n))
     return np.reshape(matmul(left, right), (*(a_shape[i] for i in a_rest), *(b_shape[i] for i in b_rest)))

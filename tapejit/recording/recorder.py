@@ -58,10 +58,14 @@ class debug:
     """
 
     def __enter__(self) -> None:
+        # Our error comes instead of NumPy's warning, which would come first.
+        self._quiet = np.errstate(all="ignore")
+        self._quiet.__enter__()
         _local.debugging += 1
 
-    def __exit__(self, *exception: object) -> None:
+    def __exit__(self, *exception: Any) -> None:
         _local.debugging -= 1
+        self._quiet.__exit__(*exception)
 
 
 def source_line() -> str:
@@ -120,9 +124,10 @@ class Tape(FlatTape):
     def __init__(self) -> None:
         super().__init__()
         self._grad = np.zeros(0)
+        self._replayed = False
         self._links: list[tuple[int, np.ndarray, Tape]] = []
         self._linked: dict[tuple[int, int], int] = {}
-        self._data: dict[tuple, tuple[np.ndarray, np.ndarray]] = {}
+        self._data: dict[tuple, np.ndarray] = {}
         self._borrowed: list[np.ndarray] = []
         self._numbers: dict[str, np.ndarray] = {}
         self.is_replayed = False
@@ -130,7 +135,7 @@ class Tape(FlatTape):
     def __getstate__(self) -> dict:
         if self._links:
             raise TapeError("this tape refers to values of another tape, which is being recorded: it cannot be pickled")
-        return {**super().__getstate__(), "_grad": self._grad, "_links": [], "_linked": {}, "_data": {}, "_borrowed": [], "_numbers": {}, "is_replayed": self.is_replayed}
+        return {**super().__getstate__(), "_grad": self._grad, "_replayed": self._replayed, "_links": [], "_linked": {}, "_data": {}, "_borrowed": [], "_numbers": {}, "is_replayed": self.is_replayed}
 
     # Opening and closing.
 
@@ -189,23 +194,17 @@ class Tape(FlatTape):
 
     def data_for_block(self, data: np.ndarray) -> np.ndarray:
         """The passive array that a block keeps: `data` itself where nobody can change it, else a copy, one for each content."""
-        if data.dtype != np.float64:
-            kept = np.ascontiguousarray(data, dtype=np.float64)
-            self.count_data(kept.nbytes)
-            return kept
         contiguous = data.flags.c_contiguous or data.flags.f_contiguous
-        if contiguous and not data.flags.writeable and (_owned_read_only(data) or self._is_borrowed(data)):
+        if data.dtype == np.float64 and contiguous and not data.flags.writeable and (_owned_read_only(data) or self._is_borrowed(data)):
             return data
-        key = (data.__array_interface__["data"][0], data.shape, data.strides)
+        fresh = np.array(data, dtype=np.float64, order="K" if contiguous else "C")
+        key = (data.__array_interface__["data"][0], data.shape, data.strides, data.dtype.str)
         held = self._data.get(key)
-        if held is not None and np.array_equal(held[0].view(np.int64), np.ascontiguousarray(data).view(np.int64)):
-            return held[0]
-        kept = np.array(data, order="K" if contiguous else "C")
-        if not kept.flags.c_contiguous:
-            return kept
-        self._data[key] = (kept, data)
-        self.count_data(kept.nbytes)
-        return kept
+        if held is not None and np.array_equal(held.view(np.int64), fresh.view(np.int64)):
+            return held
+        self._data[key] = fresh
+        self.count_data(fresh.nbytes)
+        return fresh
 
     def number_for_block(self, number: float) -> np.ndarray:
         """A plain number as an array of one element that blocks may read; one for each number."""

@@ -7,6 +7,7 @@ a product with a zero factor needs no care.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -41,7 +42,7 @@ def sum_of(x: Any, axis: Any = None, keepdims: bool = False) -> Any:
     axes = normalised_axes(axis, x.ndim)
     shape = tuple(1 if a in axes else extent for a, extent in enumerate(x.shape))
     kept = shape if keepdims else tuple(extent for a, extent in enumerate(x.shape) if a not in axes)
-    size = int(np.prod(shape, dtype=np.int64))
+    size = math.prod(shape)
     if size == 0:
         return Array.of_run(tape, 0, kept)
     if x.size == 0:
@@ -121,7 +122,7 @@ def reduce(ufunc: np.ufunc, x: Any, axis: Any = None, keepdims: bool = False) ->
         result = result != 0.0 if ufunc in _LOGICAL else result
     else:
         moved = np.transpose(x, (*axes, *kept))
-        moved = np.reshape(moved, (int(np.prod([x.shape[a] for a in axes], dtype=int)), *(x.shape[a] for a in kept)))
+        moved = np.reshape(moved, (math.prod(x.shape[a] for a in axes), *(x.shape[a] for a in kept)))
         while moved.shape[0] > 1:
             half = moved.shape[0] // 2
             rest = moved[2 * half :]
@@ -187,6 +188,8 @@ def matmul(a: Any, b: Any) -> Any:
     tape = innermost([z for z in (a, b) if isinstance(z, Array)])
     if 0 in (*batch, m, n) or k == 0:
         return _zeros(tape, shape)
+    if not batch:
+        return scalar_or_array(tape, _product(tape, a, b, m, k, n), shape)
     a, b = np.broadcast_to(a, (*batch, m, k)), np.broadcast_to(b, (*batch, k, n))
     runs = [_product(tape, a[at], b[at], m, k, n) for at in np.ndindex(batch)]
     if all(later == earlier + m * n for earlier, later in zip(runs, runs[1:], strict=False)):

@@ -12,7 +12,7 @@ from tapejit.recording.elementwise import select, stored
 from tapejit.recording.recorder import source_line
 from tapejit.recording.rules import rule
 
-_MISSING = np._NoValue  # type: ignore[attr-defined]
+_MISSING = np._NoValue
 
 
 @rule("where")

@@ -146,7 +146,7 @@ def _compress(condition: Any, a: Any, axis: int | None = None, out: Any = None) 
 
 
 @rule("extract")
-def _extract(condition: Any, arr: Any) -> Array:
+def _extract(condition: Any, arr: Any) -> Any:
     return np.compress(np.ravel(plain_index(condition)), np.ravel(arr))
 
 
@@ -154,7 +154,7 @@ def _extract(condition: Any, arr: Any) -> Array:
 
 
 @rule("pad")
-def _pad(array: Any, pad_width: Any, mode: str = "constant", constant_values: Any = 0, **kwargs: Any) -> Array:
+def _pad(array: Any, pad_width: Any, mode: str = "constant", constant_values: Any = 0, **kwargs: Any) -> Any:
     array = as_array(array)
     boolean = array._storage.boolean
     if mode in ("edge", "reflect", "symmetric", "wrap") and kwargs.get("reflect_type", "even") == "even":
@@ -169,7 +169,7 @@ def _pad(array: Any, pad_width: Any, mode: str = "constant", constant_values: An
 
 
 @rule("append")
-def _append(arr: Any, values: Any, axis: int | None = None) -> Array:
+def _append(arr: Any, values: Any, axis: int | None = None) -> Any:
     if axis is None:
         return np.concatenate([np.ravel(arr), np.ravel(values)])
     return np.concatenate([arr, values], axis=axis)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -109,6 +110,11 @@ class Variable:
         return format(float(self.tape.value[self.slot]), spec)
 
     def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **kwargs: Any) -> Any:
+        # The common case, np.sin(x), short: in scalar code it is most of what a call costs.
+        if len(inputs) == 1 and method == "__call__" and not kwargs:
+            code = _unary_code(ufunc)
+            if code is not None:
+                return record_scalar(code, self, value=float(ufunc(self._value)))
         from tapejit.recording.numpy_rules import call_ufunc
 
         return call_ufunc(ufunc, method, inputs, kwargs)
@@ -211,10 +217,20 @@ _INTEGER_VALUED = frozenset(CODE[name] for name in ("floor", "ceil", "rint", "tr
 _BOOLEAN = frozenset(code for code, op in enumerate(ops.OPS) if op.boolean)
 
 
+@cache
+def _unary_code(ufunc: np.ufunc) -> int | None:
+    """Opcode of the primitive of one operand that a ufunc is; None if it is none."""
+    from tapejit.recording.elementwise import op_of_ufunc
+
+    op = op_of_ufunc(ufunc)
+    return CODE[op.name] if op is not None and op.arity == 1 and ufunc is not np.invert else None
+
+
 def record_scalar(code: int, x: Variable, y: Variable | None = None, *, value: float) -> Variable:
     """Record one primitive of variables of one tape."""
     tape = x.tape
-    tape.check_domain(code, (x._value,) if y is None else (x._value, y._value), value)
+    if tape.careful:
+        tape.check_domain(code, (x._value,) if y is None else (x._value, y._value), value)
     slot = tape.push(code, x.slot, 0 if y is None else y.slot, value)
     return (Truth if code in _BOOLEAN else Variable)(tape, slot, value)
 

@@ -69,10 +69,10 @@ def input_adjoint(tape: FlatTape, output: np.ndarray, y_bar: np.ndarray, value: 
     """Adjoints of the inputs, (n_inputs,), for adjoints `y_bar` of the slots `output`; a slot may stand there twice."""
     value = tape.value if value is None else value
     table = primitive_table("partial", tape.n_user_rows)
-    _find_escapes(tape, output)
+    words = _words_for(tape, output)
     with cleared_workspace(tape.n_slots) as adjoint:
         np.add.at(adjoint, output, y_bar)
-        reverse_sweep(tape.first_operation, tape.opcode, tape.lhs, tape.rhs, value, adjoint, tape.word_array(), table, _blas(tape), True)
+        reverse_sweep(tape.first_operation, tape.opcode, tape.lhs, tape.rhs, value, adjoint, words, table, _blas(tape), True)
         adjoint[0] = 0.0
         inputs = np.empty(tape.n_inputs)
         start = 0
@@ -83,14 +83,18 @@ def input_adjoint(tape: FlatTape, output: np.ndarray, y_bar: np.ndarray, value: 
     return inputs
 
 
-def _find_escapes(tape: FlatTape, output: np.ndarray) -> None:
-    """Bring word 7 of the blocks up to date for these outputs, if any block joins another."""
-    if tape.has_joined:
-        key = (tape.n_slots, output.tobytes())
-        if tape.escapes_known_for != key:
-            blocks = np.array(tape.block_at, np.int64)
-            find_escapes(tape.opcode, tape.lhs, tape.rhs, tape.word_array(), blocks, np.asarray(output, np.int64).reshape(-1))
-            tape.escapes_known_for = key
+def _words_for(tape: FlatTape, output: np.ndarray) -> np.ndarray:
+    """The descriptions of the blocks with word 7 right for these outputs: a copy, as other outputs may be swept from at the same time."""
+    if not tape.has_joined:
+        return tape.word_array()
+    key = (tape.n_slots, output.tobytes())
+    known = tape.words_known
+    if known is None or known[0] != key:
+        words = tape.word_array().copy()
+        blocks = np.array(tape.block_at, np.int64)
+        find_escapes(tape.opcode, tape.lhs, tape.rhs, words, blocks, np.asarray(output, np.int64).reshape(-1))
+        tape.words_known = known = (key, words)
+    return known[1]
 
 
 def tangent(tape: FlatTape, tangent: np.ndarray, value: np.ndarray | None = None) -> None:

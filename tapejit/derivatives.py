@@ -42,11 +42,15 @@ class Call:
     argnums : tuple of int
         Which of them are independent variables.
     lend : bool
-        Whether passive arrays may be read in place: they live as long as the call.
+        Whether passive arrays may be read in place: the caller then returns them when the tape is done with (`Tape.return_borrowed`).
+    tape : Tape, optional
+        An empty one to record on.
     """
 
-    def __init__(self, f: Callable, args: tuple, argnums: tuple[int, ...], kwargs: dict | None = None, lend: bool = True) -> None:
-        self.tape = Tape()
+    def __init__(
+        self, f: Callable, args: tuple, argnums: tuple[int, ...], kwargs: dict | None = None, lend: bool = False, tape: Tape | None = None
+    ) -> None:
+        self.tape = Tape() if tape is None else tape
         self.args = args
         arguments = list(args)
         self.shapes: list[tuple[int, ...]] = []
@@ -237,17 +241,21 @@ def _argnums(argnums: int | Sequence[int], n_args: int) -> tuple[tuple[int, ...]
     return normalised, single
 
 
+@contextmanager
 def _recorded(
     f: Callable, args: tuple, kwargs: dict, argnums: int | Sequence[int], lend: bool = True
-) -> tuple[Call, list[int], bool]:
+) -> Iterator[tuple[Call, list[int], bool]]:
     """Record a call; also the order in which the caller named the arguments.
 
-    Passive arrays are lent to a tape that ends with the call. A pullback, or a tape around this one, outlives it: the caller may change them.
+    Passive arrays are lent to the tape while the context lasts. A pullback, or a tape around this one, outlives it: the caller may change them.
     """
     wanted, single = _argnums(argnums, len(args))
-    call = Call(f, args, wanted, kwargs, lend and not open_tapes())
-    order = [sorted(wanted).index(i) for i in wanted]
-    return call, order, single
+    tape = Tape()
+    try:
+        call = Call(f, args, wanted, kwargs, lend and not open_tapes(), tape)
+        yield call, [sorted(wanted).index(i) for i in wanted], single
+    finally:
+        tape.return_borrowed()
 
 
 def _named(parts: Sequence[Any], order: Sequence[int], single: bool) -> Any:
@@ -296,9 +304,9 @@ def value_and_grad(f: Callable, argnums: int | Sequence[int] = 0) -> Callable:
 
     @wraps(f)
     def value_and_gradient(*args: Any, **kwargs: Any) -> tuple[Any, Any]:
-        call, order, single = _recorded(f, args, kwargs, argnums)
-        call.require_scalar("a gradient")
-        return call.value(), _named(call.pull_back(1.0), order, single)
+        with _recorded(f, args, kwargs, argnums) as (call, order, single):
+            call.require_scalar("a gradient")
+            return call.value(), _named(call.pull_back(1.0), order, single)
 
     return value_and_gradient
 
@@ -363,11 +371,11 @@ def jvp(f: Callable, argnums: int | Sequence[int] = 0) -> Callable:
     @wraps(f)
     def value_and_tangent(*args: Any, **kwargs: Any) -> tuple[Any, Any]:
         given, x_dot = _last_apart(args, "x_dot")
-        call, order, single = _recorded(f, given, kwargs, argnums)
-        x_dots = _tuple_of(x_dot, single, len(order), "x_dot")
-        by_position = [x_dots[order.index(i)] for i in range(len(order))]
-        tangent = call.push_forward(by_position)
-        return call.value(), tangent
+        with _recorded(f, given, kwargs, argnums) as (call, order, single):
+            x_dots = _tuple_of(x_dot, single, len(order), "x_dot")
+            by_position = [x_dots[order.index(i)] for i in range(len(order))]
+            tangent = call.push_forward(by_position)
+            return call.value(), tangent
 
     return value_and_tangent
 
@@ -399,12 +407,12 @@ def vjp(f: Callable, argnums: int | Sequence[int] = 0) -> Callable:
 
     @wraps(f)
     def value_and_pullback(*args: Any, **kwargs: Any) -> tuple[Any, Callable]:
-        call, order, single = _recorded(f, args, kwargs, argnums, lend=False)
+        with _recorded(f, args, kwargs, argnums, lend=False) as (call, order, single):
 
-        def pullback(y_bar: Any) -> Any:
-            return _named(call.pull_back(y_bar), order, single)
+            def pullback(y_bar: Any) -> Any:
+                return _named(call.pull_back(y_bar), order, single)
 
-        return call.value(), pullback
+            return call.value(), pullback
 
     return value_and_pullback
 
@@ -437,11 +445,11 @@ def jacobian(f: Callable, argnums: int | Sequence[int] = 0) -> Callable:
 
     @wraps(f)
     def jacobian_of(*args: Any, **kwargs: Any) -> Any:
-        call, order, single = _recorded(f, args, kwargs, argnums)
-        if call.outer is not None:
-            return _named(_nested_jacobian(call), order, single)
-        matrix = jacobian_matrix(call.tape, call.output, call.tape.value)
-        return _named(_jacobian_parts(matrix, call.output_shape, call.shapes), order, single)
+        with _recorded(f, args, kwargs, argnums) as (call, order, single):
+            if call.outer is not None:
+                return _named(_nested_jacobian(call), order, single)
+            matrix = jacobian_matrix(call.tape, call.output, call.tape.value)
+            return _named(_jacobian_parts(matrix, call.output_shape, call.shapes), order, single)
 
     return jacobian_of
 
@@ -457,6 +465,7 @@ def _jacobian_parts(matrix: np.ndarray, output_shape: tuple[int, ...], shapes: S
 
 
 def _nested_jacobian(call: Call) -> list[Any]:
+    assert call.outer is not None
     rows = [call.pull_back(np.eye(1, call.n_outputs, i).reshape(call.output_shape)) for i in range(call.n_outputs)]
     columns = zip(*rows, strict=True)
     return [
@@ -495,11 +504,11 @@ def hvp(f: Callable, argnums: int | Sequence[int] = 0) -> Callable:
     def hessian_vector_product(*args: Any, **kwargs: Any) -> Any:
         given, v = _last_apart(args, "v")
         if not is_active([*given, v]):
-            call, order, single = _recorded(f, given, kwargs, argnums)
-            if call.outer is None:
-                call.require_scalar("a Hessian-vector product")
-                parts = _tuple_of(v, single, len(order), "v")
-                return _named(call.hessian_product([parts[order.index(i)] for i in range(len(order))]), order, single)
+            with _recorded(f, given, kwargs, argnums) as (call, order, single):
+                if call.outer is None:
+                    call.require_scalar("a Hessian-vector product")
+                    parts = _tuple_of(v, single, len(order), "v")
+                    return _named(call.hessian_product([parts[order.index(i)] for i in range(len(order))]), order, single)
         gradient = grad(f, argnums)
         if isinstance(argnums, (int, np.integer)):
             return jvp(gradient, argnums)(*args, **kwargs)[1]
@@ -545,12 +554,12 @@ def hessian(f: Callable, argnums: int | Sequence[int] = 0) -> Callable:
     @wraps(f)
     def hessian_of(*args: Any, **kwargs: Any) -> Any:
         if not is_active(list(args)):
-            call, order, single = _recorded(f, args, kwargs, argnums)
-            if call.outer is None:
-                call.require_scalar("a Hessian")
-                matrix = hessian_matrix(call.tape, call.output, call.tape.value)
-                blocks = _hessian_blocks(matrix, call.shapes)
-                return blocks[0][0] if single else tuple(tuple(blocks[i][j] for j in order) for i in order)
+            with _recorded(f, args, kwargs, argnums) as (call, order, single):
+                if call.outer is None:
+                    call.require_scalar("a Hessian")
+                    matrix = hessian_matrix(call.tape, call.output, call.tape.value)
+                    blocks = _hessian_blocks(matrix, call.shapes)
+                    return blocks[0][0] if single else tuple(tuple(blocks[i][j] for j in order) for i in order)
         return jacobian(grad(f, argnums), argnums)(*args, **kwargs) if np.ndim(argnums) == 0 else _nested_hessian(f, args, kwargs, argnums)
 
     return hessian_of
@@ -625,7 +634,7 @@ class Recording:
         rest = iter(static)
         args = tuple(xs[self._argnums.index(i)] if i in self._argnums else next(rest) for i in range(len(self._argnums) + len(static)))
         with _detached():
-            call = Call(self._f, args, self._argnums, self._kwargs, lend=False)
+            call = Call(self._f, args, self._argnums, self._kwargs)
         variant = Variant(call, [sorted(self._argnums).index(i) for i in self._argnums])
         variant.acquire()  # Before other threads can find it: a replay of theirs would overwrite the values of this recording.
         with self._lock:

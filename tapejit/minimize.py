@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,7 @@ _PATIENCE = 20
 
 
 def minimize(
-    fun: Callable,
+    fun: Callable | Recording,
     x0: Any,
     args: tuple = (),
     method: str = "L-BFGS-B",
@@ -252,7 +252,7 @@ def _exact_constraints(constraints: Any, shape: tuple[int, ...]) -> list[Any]:
     """Constraints with exact Jacobians, and exact Hessians of their combinations, where the caller gave plain functions."""
     from scipy.optimize import NonlinearConstraint
 
-    given: Sequence[Any] = [constraints] if isinstance(constraints, (dict, NonlinearConstraint)) or not np.iterable(constraints) else constraints
+    given: Iterable[Any] = [constraints] if isinstance(constraints, (dict, NonlinearConstraint)) or not np.iterable(constraints) else constraints
     return [_exact_constraint(constraint, shape) for constraint in given]
 
 

@@ -17,7 +17,7 @@ Scalars recorded from Python are appended to small typed arrays, which costs a t
 from __future__ import annotations
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -47,7 +47,7 @@ class Operand:
 
     def elements(self, shape: tuple[int, ...]) -> np.ndarray:
         """Slot numbers (int64), or plain numbers (float64) of a passive operand, of the given shape."""
-        if self.mode != SLOTS:
+        if self.array is not None:
             strides = tuple(self.array.itemsize * stride for stride in self.strides)
             taken = np.lib.stride_tricks.as_strided(self.array, shape, strides, writeable=False)
             return taken.astype(np.int64) if self.mode == TABLE else taken
@@ -166,7 +166,7 @@ class FlatTape:
         self._lhs = np.zeros(64, np.int32)
         self._rhs = np.zeros(64, np.int32)
         self._value = np.zeros(64, np.float64)
-        self._staged = (array("B"), array("i"), array("i"), array("d"))
+        self._staged: tuple[array, ...] = (array("B"), array("i"), array("i"), array("d"))
         self._n_settled = 1  # slot 0: the constant 0.0
         self._bind()
         self.n_slots = 1
@@ -182,7 +182,7 @@ class FlatTape:
         self.input_slots: list[tuple[int, int]] = []
         self.output_slots = np.zeros(0, np.int64)
         self.n_user_rows = 0
-        self._constants: dict[float, int] = {}
+        self._constants: dict[float | str, int] = {}
         self._group = Group(-1)
         self.has_joined = False
         self.words_known: tuple[tuple, np.ndarray] | None = None  # what `sweeps` has found out about joined blocks
@@ -190,7 +190,10 @@ class FlatTape:
 
     def _bind(self) -> None:
         # Bound methods, looked up once: recording a scalar is four calls and little else.
-        self.push_opcode, self.push_lhs, self.push_rhs, self.push_value = (part.append for part in self._staged)
+        self.push_opcode: Callable[[int], None] = self._staged[0].append
+        self.push_lhs: Callable[[int], None] = self._staged[1].append
+        self.push_rhs: Callable[[int], None] = self._staged[2].append
+        self.push_value: Callable[[float], None] = self._staged[3].append
 
     # Growth.
 
@@ -226,7 +229,7 @@ class FlatTape:
         if n_staged:
             self._reserve(self._n_settled + n_staged)
             run = slice(self._n_settled, self._n_settled + n_staged)
-            for target, part in zip((self._opcode, self._lhs, self._rhs, self._value), self._staged, strict=True):
+            for target, part in zip(self._flat(), self._staged, strict=True):
                 target[run] = np.frombuffer(part, dtype=target.dtype)
             for part in self._staged:
                 del part[:]
@@ -253,7 +256,7 @@ class FlatTape:
             if only_here(old, 0):
                 give_back("tape", old)
 
-    def _flat(self) -> tuple[np.ndarray, ...]:
+    def _flat(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         return self._opcode, self._lhs, self._rhs, self._value
 
     def __del__(self) -> None:
@@ -356,7 +359,7 @@ class FlatTape:
             self._constants[key] = slot
         return slot
 
-    def push_run(self, code: int, lhs: np.ndarray | int, rhs: np.ndarray | int, value: np.ndarray) -> int:
+    def push_run(self, code: int | np.ndarray, lhs: np.ndarray | int, rhs: np.ndarray | int, value: np.ndarray) -> int:
         """Record a run of scalar slots at once; gives the first."""
         first = self.extend(value.size)
         run = slice(first, first + value.size)
@@ -407,7 +410,7 @@ class FlatTape:
             joined = self._joins(kind, first, size, shape, operands, strides)
             self.words.extend((kind, first, size, code, len(shape), len(operands), joined, 1, *shape))
         for operand, walk in zip(operands, strides, strict=False):
-            if operand.mode != SLOTS:
+            if operand.array is not None:
                 self._references.append((len(self.words) + 1, operand.array))
             self.words.extend((operand.mode, operand.base, *walk))
         if kind == SUM:
@@ -493,7 +496,7 @@ class FlatTape:
         self.words[own + 6] = -1  # What were constants between joined blocks may be operations here.
         place = own + HEADER + (0 if block.kind == MATMUL else len(block.shape))
         for operand in block.operands:
-            if operand.mode == SLOTS:
+            if operand.array is None:
                 self.words[place + 1] += shift
             else:
                 array = operand.array + np.int32(shift) if operand.mode == TABLE else operand.array
@@ -525,6 +528,7 @@ class FlatTape:
         words = self.words
         kind, first, size = words[at : at + 3]
         code = 0
+        shape: tuple[int, ...]
         if kind == MATMUL:
             k, m, n = words[at + 3 : at + 6]
             shape, ndim, n_operands, place = (m, k, n), 2, 2, at + HEADER

@@ -149,7 +149,7 @@ class Transcript:
         return [bar[first : first + size] for first, size in self.inner.input_slots]
 
     def _reverse_block(self, block: Block, bar: np.ndarray) -> None:
-        g = _array(self.outer, bar[block.first : block.first + block.size])
+        g: Any = _array(self.outer, bar[block.first : block.first + block.size])
         reads = self._reads(block)
         if block.kind == SUM:
             spread = Operand(0, 0, block.result_strides).elements(block.shape)
@@ -255,7 +255,7 @@ class Transcript:
 
     def _tangent_block(self, block: Block, dot: np.ndarray) -> Any:
         reads = [self._reads(block)(operand) for operand in block.operands]
-        dots = [None if slots is None or not dot[slots].any() else _array(self.outer, dot[slots]) for slots in reads]
+        dots: list[Any] = [None if slots is None or not dot[slots].any() else _array(self.outer, dot[slots]) for slots in reads]
         if all(d is None for d in dots):
             return None
         if block.kind == SUM:

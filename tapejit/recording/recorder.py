@@ -124,18 +124,18 @@ class Tape(FlatTape):
     def __init__(self) -> None:
         super().__init__()
         self._grad = np.zeros(0)
-        self._replayed = False
         self._links: list[tuple[int, np.ndarray, Tape]] = []
         self._linked: dict[tuple[int, int], int] = {}
         self._data: dict[tuple, np.ndarray] = {}
         self._borrowed: list[np.ndarray] = []
+        self._locked: list[np.ndarray] = []
         self._numbers: dict[str, np.ndarray] = {}
         self.is_replayed = False
 
     def __getstate__(self) -> dict:
         if self._links:
             raise TapeError("this tape refers to values of another tape, which is being recorded: it cannot be pickled")
-        return {**super().__getstate__(), "_grad": self._grad, "_replayed": self._replayed, "_links": [], "_linked": {}, "_data": {}, "_borrowed": [], "_numbers": {}, "is_replayed": self.is_replayed}
+        return {**super().__getstate__(), "_grad": self._grad, "_links": [], "_linked": {}, "_data": {}, "_borrowed": [], "_locked": [], "_numbers": {}, "is_replayed": self.is_replayed}
 
     # Opening and closing.
 
@@ -186,11 +186,22 @@ class Tape(FlatTape):
         return Array.of_run(self, first, numbers.shape)
 
     def borrow(self, data: np.ndarray) -> np.ndarray:
-        """A read-only view of a passive argument, which blocks may then read in place instead of from a copy."""
+        """A read-only view of a passive argument, which blocks may then read in place instead of from a copy.
+
+        Until `return_borrowed` the argument itself is read-only too: a function that writes to it behind our back gets NumPy's error, not a
+        wrong gradient.
+        """
         view = data.view()
         view.flags.writeable = False
         self._borrowed.append(view)
+        lock_array(data)
+        self._locked.append(data)
         return view
+
+    def return_borrowed(self) -> None:
+        """Let the arguments that were borrowed be written to again."""
+        while self._locked:
+            unlock_array(self._locked.pop())
 
     def data_for_block(self, data: np.ndarray) -> np.ndarray:
         """The passive array that a block keeps: `data` itself where nobody can change it, else a copy, one for each content."""
@@ -408,6 +419,37 @@ def _outcome(tape: Tape, slot: int, number: float) -> str:
     if code != ops.BLOCK and ops.op_coded(code).boolean:
         return "true" if number else "false"
     return f"{number:g}"
+
+
+# Arrays that are lent, by identity: how often, and those of them and their bases that were writeable before.
+_lent: dict[int, tuple[int, list[np.ndarray]]] = {}
+_lent_lock = threading.Lock()
+
+
+def lock_array(data: np.ndarray) -> None:
+    """Make an array, and the arrays it is a view of, read-only; as often as it is lent, in any thread."""
+    with _lent_lock:
+        count, changed = _lent.get(id(data), (0, []))
+        if not count:
+            base: Any = data
+            while isinstance(base, np.ndarray):
+                if base.flags.writeable:
+                    changed.append(base)
+                base = base.base
+            for array in changed:
+                array.flags.writeable = False
+        _lent[id(data)] = (count + 1, changed)
+
+
+def unlock_array(data: np.ndarray) -> None:
+    """Undo one `lock_array`."""
+    with _lent_lock:
+        count, changed = _lent.pop(id(data))
+        if count > 1:
+            _lent[id(data)] = (count - 1, changed)
+            return
+        for array in reversed(changed):  # a view can be writeable only where its base is
+            array.flags.writeable = True
 
 
 def _owned_read_only(data: np.ndarray) -> bool:

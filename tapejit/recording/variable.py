@@ -200,7 +200,7 @@ class Truth(Variable):
     """The outcome of an active comparison: a slot that holds 1.0 or 0.0. It becomes a decision only through ``bool``."""
 
     __slots__ = ()
-    dtype = np.dtype(bool)
+    dtype = np.dtype(bool)  # type: ignore[assignment]
 
     def __bool__(self) -> bool:
         self.tape.guard([self.slot], [self._value])
@@ -375,10 +375,14 @@ def _install() -> None:
     for name, row in comparisons.items():
         setattr(Variable, f"__{name}__", _binary(CODE[row], getattr(operator, name), Truth)[0])
     for name, row in {"and": "logical_and", "or": "logical_or", "xor": "logical_xor"}.items():
-        compute = {"and": operator.and_, "or": operator.or_, "xor": operator.xor}[name]
-        method, reflected = _binary(CODE[row], lambda x, y, compute=compute: compute(x != 0.0, y != 0.0), Truth)
+        method, reflected = _binary(CODE[row], _logical({"and": operator.and_, "or": operator.or_, "xor": operator.xor}[name]), Truth)
         setattr(Truth, f"__{name}__", method)
         setattr(Truth, f"__r{name}__", reflected)
+
+
+def _logical(combine: Callable) -> Callable[[float, float], float]:
+    """A logical operator on numbers."""
+    return lambda x, y: combine(x != 0.0, y != 0.0)
 
 
 _POWER, _RPOWER = _binary(CODE["power"], _power, Variable)

@@ -118,7 +118,9 @@ def _loop_body(tree: Tree, result_from: str) -> list[str]:
     reads = {"x": "x[i]", "y": "y[i]", "v": f"{result_from}[i]"}
 
     def text(argument: float | str | int) -> str:
-        return f"t{argument}" if isinstance(argument, int) else source(reads.get(argument, argument))
+        if isinstance(argument, int):
+            return f"t{argument}"
+        return reads[argument] if argument in reads else source(argument)
 
     program = compile_program(tree)
     lines = [

@@ -46,6 +46,17 @@ def scale_tile(g, p, n, out):
 
 
 @helper
+def divide_tile(g, y, v, which, n, out):
+    """Adjoint of an operand of a division from that of its result, by the same two roundings as in the scalar sweep."""
+    for i in range(n):
+        factor = load_float(g, i)
+        t = factor / load_float(y, i)
+        if which == 1:
+            t = -(t * load_float(v, i))
+        store_float(out, i, t if factor != 0.0 else 0.0)
+
+
+@helper
 def choose_tile(g, condition, wanted, n, out):
     """``out = g`` where the truth of the condition is `wanted`, else 0."""
     for i in range(n):
@@ -96,7 +107,7 @@ def reverse_tile(words, at, start, n, values, adjoints, n_seeds, functions, scra
         linear = code == ADD or (code == SUB and which == 0)
         p = buffer_p
         if code != SELECT and not linear:
-            p = partial_tile(code, which, n, x, y, v, functions, buffer_p)
+            p = partial_tile(code, which, n, x, y, v, functions, buffer_p) if code != DIV else y
         for k in range(n_seeds):
             g = adjoint_tile(first + start, n, adjoints + 8 * k, n_seeds, buffer_g)
             t = buffer_t
@@ -104,6 +115,8 @@ def reverse_tile(words, at, start, n, values, adjoints, n_seeds, functions, scra
                 choose_tile(g, x, which == 1, n, t)
             elif linear:
                 t = g
+            elif code == DIV:
+                divide_tile(g, y, v, which, n, t)
             else:
                 scale_tile(g, p, n, t)
             scatter_tile(words, shape_at, ndim, target_at, start, n, t, adjoints + 8 * k, n_seeds)
@@ -209,6 +222,8 @@ def reverse_member(words, group, links, filled, k, start, n, values, adjoints, l
                 copy_tile(g, n, t)
             else:
                 t = g
+        elif code == DIV:
+            divide_tile(g, y, v, which, n, t)
         else:
             scale_tile(g, partial_tile(code, which, n, x, y, v, functions, scratch + 24 * PITCH), n, t)
         if direct:
@@ -374,11 +389,20 @@ def reverse_many_sweep(start, opcode, lhs, rhs, value, adjoint, words, functions
                 for k in range(n_seeds):
                     adjoint[chosen, k] += adjoint[slot, k]
             else:
+                if code == DIV:
+                    for k in range(n_seeds):
+                        g = adjoint[slot, k]
+                        if g != 0.0:
+                            t = g / value[b]
+                            adjoint[a, k] += t
+                            adjoint[b, k] -= t * value[slot]
+                    slot -= 1
+                    continue
                 if code & 0xFC == ADD:
                     x, y = value[a], value[b]
-                    if code & 2:
-                        px = 1.0 / y if code == DIV else y
-                        py = -value[slot] / y if code == DIV else x
+                    if code == MUL:
+                        px = y
+                        py = x
                     else:
                         px = 1.0
                         py = 1.0 if code == ADD else -1.0

@@ -26,6 +26,7 @@ _CHAIN, _NEG = CODE["chain"], CODE["neg"]
 _X, _Y, _V, _FIRST_NUMBER = -1, -2, -3, -4
 # Results that need no multiplication.
 _ZERO, _ONE, _MINUS_ONE, _PROGRAM = range(4)
+_RESULT_KINDS = {0.0: _ZERO, 1.0: _ONE, -1.0: _MINUS_ONE}
 
 
 @cache
@@ -43,7 +44,7 @@ def program_table(n_user: int) -> tuple[np.ndarray, np.ndarray, tuple[float, ...
     """
     steps: list[tuple[int, int, int]] = []
     entries = np.zeros((512, 4), np.int64)
-    numbers: dict[float, int] = {}
+    numbers: dict[str, int] = {}
     rows = [*enumerate(ops.OPS), *((ops.FIRST_USER + i, op) for i, op in enumerate(ops.USER[:n_user]))]
     for code, op in rows:
         if op.name != "select":
@@ -51,31 +52,34 @@ def program_table(n_user: int) -> tuple[np.ndarray, np.ndarray, tuple[float, ...
                 program = compile_program(tree)
                 start = len(steps)
                 result = _append(program, steps, numbers)
-                kind = {0.0: _ZERO, 1.0: _ONE, -1.0: _MINUS_ONE}.get(program.result, _PROGRAM) if not program.steps else _PROGRAM
+                kind = _RESULT_KINDS.get(program.result, _PROGRAM) if isinstance(program.result, float) else _PROGRAM
                 entries[2 * code + which] = start, len(steps), result, kind
-    return np.array(steps, np.int64).reshape(-1, 3), entries, tuple(numbers)
+    return np.array(steps, np.int64).reshape(-1, 3), entries, tuple(float(number) for number in numbers)
 
 
-def _append(program: Program, steps: list, numbers: dict[float, int]) -> int:
+def _append(program: Program, steps: list, numbers: dict[str, int]) -> int:
     """Append the steps of a program; gives the argument that is its result."""
     start = len(steps)
     place: list[int] = []  # A select takes two steps, so step i of the program may stand further on.
+
+    def number(given: float) -> int:
+        # By its text: NaN is the same number twice, 0.0 and -0.0 are not.
+        return _FIRST_NUMBER - numbers.setdefault(repr(given), len(numbers))
 
     def argument(given: float | str | int) -> int:
         if isinstance(given, str):
             return {"x": _X, "y": _Y, "v": _V}[given]
         if isinstance(given, float):
-            key = given if given == given else "nan"
-            return _FIRST_NUMBER - numbers.setdefault(key, len(numbers))  # type: ignore[arg-type]
+            return number(given)
         return place[given]
 
     for name, *arguments in program.steps:
         codes = [argument(given) for given in arguments]
         if name == "select":
-            steps.append((POSITIVE, codes[0], _FIRST_NUMBER - numbers.setdefault(0.0, len(numbers))))
+            steps.append((POSITIVE, codes[0], number(0.0)))
             steps.append((SELECT, codes[1], codes[2]))
         else:
-            second = codes[1] if len(codes) > 1 else _FIRST_NUMBER - numbers.setdefault(0.0, len(numbers))
+            second = codes[1] if len(codes) > 1 else number(0.0)
             steps.append((CODE[name], codes[0], second))
         place.append(len(steps) - 1 - start)
     return argument(program.result)

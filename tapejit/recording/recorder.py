@@ -7,6 +7,7 @@ the inner derivative can be recorded on the outer tape afterwards (`tapejit.reco
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import threading
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["Tape", "debug", "innermost", "open_tapes", "source_line"]
 
 _PACKAGE = str(Path(__file__).resolve().parent.parent) + os.sep
-_NUMPY = str(Path(np.__file__).resolve().parent) + os.sep
+_NOT_USERS = (_PACKAGE, str(Path(np.__file__).resolve().parent) + os.sep, str(contextlib.__file__))
 
 
 class _Local(threading.local):
@@ -54,7 +55,7 @@ class debug:
     ...     tj.grad(np.log)(-1.0)
     Traceback (most recent call last):
         ...
-    tapejit.errors.DomainError: log(x) needs x > 0, got x = -1.0 in slot 2 (<doctest ...>, in <module>)
+    tapejit.errors.DomainError: log(x) needs x > 0, got x = -1.0 in slot 2 (<doctest ...>:2, in <module>)
     """
 
     def __enter__(self) -> None:
@@ -71,7 +72,7 @@ class debug:
 def source_line() -> str:
     """Where user code stands: ``model.py:57, in drag``."""
     frame = sys._getframe(1)
-    while frame.f_back is not None and frame.f_code.co_filename.startswith((_PACKAGE, _NUMPY)):
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_NOT_USERS):
         frame = frame.f_back
     code = frame.f_code
     return f"{os.path.basename(code.co_filename)}:{frame.f_lineno}, in {code.co_name}"

@@ -8,7 +8,8 @@ import numpy as np
 
 from tapejit import ops
 from tapejit.layout import DATA, ELEMENTWISE, SUM
-from tapejit.tape import Block, FlatTape, Operand
+from tapejit.blocks import Block, Operand
+from tapejit.tape import FlatTape
 
 __all__ = ["expand"]
 

@@ -5,8 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from tapejit import ops
+from tapejit.errors import UnsupportedError
+from tapejit.expressions import names, parse
 from tapejit.ops import REAL, Interval, Op
+from tapejit.recording.array import is_active
 from tapejit.recording.elementwise import evaluate
 
 __all__ = ["Primitive", "primitive"]
@@ -26,6 +31,9 @@ class Primitive:
         self.__name__ = op.name
 
     def __call__(self, *operands: Any) -> Any:
+        for x in operands:
+            if not isinstance(x, (float, int)) and not is_active(x) and np.asarray(x).dtype.kind not in "fiub":
+                raise UnsupportedError(f"{self.op.name} takes real numbers, got dtype {np.asarray(x).dtype}")
         return evaluate(self.op.name, *operands)
 
     def __repr__(self) -> str:
@@ -90,6 +98,8 @@ def primitive(
         raise ValueError(f"a primitive has one or two operands, so one or two partials; got {len(given)}")
     intervals = (REAL,) * len(given) if domain is None else tuple(domain)
     op = Op(name, value, given, intervals, kink=kink, seconds=None if seconds is None else tuple(seconds))
+    if "v" in names(parse(value)):
+        raise ValueError(f"primitive {name!r}: its value reads v, which is what it gives; only partials may")
     ops.check_names(op)
     ops.add_row(op)
     return Primitive(op)

@@ -18,136 +18,21 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 
 import numpy as np
 
 from tapejit import ops
+from tapejit.blocks import Block, Group, Operand, collapsed
 from tapejit.errors import TapeError, TapeFullError
-from tapejit.layout import ELEMENTWISE, HEADER, MATMUL, MAX_JOINED, SLOTS, SUM, TABLE, TILE
+from tapejit.guards import Guards
+from tapejit.layout import ELEMENTWISE, HEADER, MATMUL, MAX_JOINED, SUM, TABLE, TILE
+from tapejit.printing import histogram, listing, summary
 from tapejit.workspace import give_back, only_here, take
 
-__all__ = ["MAX_SLOTS", "Block", "FlatTape", "Guards", "Operand"]
+__all__ = ["MAX_SLOTS", "FlatTape"]
 
 MAX_SLOTS = 2**31 - 1
 STAGED = 1 << 16  # scalar slots kept in the small arrays before they are moved over
-
-
-@dataclass(frozen=True)
-class Operand:
-    """What a block reads: slots ``base + offset`` (SLOTS), ``array[offset]`` of slot numbers (TABLE) or of plain numbers (DATA).
-
-    The offset of an element is the sum of its indices times `strides`. `base` is the address of `array` where there is one.
-    """
-
-    mode: int
-    base: int
-    strides: tuple[int, ...]
-    array: np.ndarray | None = None
-
-    def elements(self, shape: tuple[int, ...]) -> np.ndarray:
-        """Slot numbers (int64), or plain numbers (float64) of a passive operand, of the given shape."""
-        if self.array is not None:
-            strides = tuple(self.array.itemsize * stride for stride in self.strides)
-            taken = np.lib.stride_tricks.as_strided(self.array, shape, strides, writeable=False)
-            return taken.astype(np.int64) if self.mode == TABLE else taken
-        offsets = np.zeros((), dtype=np.int64)
-        for axis, (extent, stride) in enumerate(zip(shape, self.strides, strict=True)):
-            index = np.arange(extent, dtype=np.int64) * stride
-            offsets = offsets + index.reshape((-1,) + (1,) * (len(shape) - axis - 1))
-        return np.broadcast_to(offsets, shape) + self.base
-
-
-@dataclass(frozen=True)
-class Block:
-    """A block as it stands in `words`, for printing, expanding and nesting; the sweeps read the words themselves.
-
-    `shape` is that of the result for elementwise blocks, of the operand for sums, ``(m, k, n)`` for products of (m, k) and (k, n).
-    """
-
-    kind: int
-    first: int
-    size: int
-    code: int
-    shape: tuple[int, ...]
-    operands: tuple[Operand, ...]
-    result_strides: tuple[int, ...] = ()
-
-    @property
-    def name(self) -> str:
-        return {ELEMENTWISE: ops.op_coded(self.code).name, SUM: "sum", MATMUL: "matmul"}[self.kind]
-
-
-@dataclass
-class Guards:
-    """Decisions: the slots on which Python code branched, what they were, and where in the source."""
-
-    slot: array = field(default_factory=lambda: array("i"))
-    expected: array = field(default_factory=lambda: array("d"))
-    line: array = field(default_factory=lambda: array("i"))
-    lines: list[str] = field(default_factory=list)
-
-    def append(self, slots: Sequence[int], expected: Sequence[float], line: str) -> None:
-        if not self.lines or self.lines[-1] != line:
-            self.lines.append(line)
-        self.slot.extend(array("i", slots))
-        self.expected.extend(array("d", expected))
-        self.line.extend(array("i", [len(self.lines) - 1]) * len(slots))
-
-    def extend(self, other: Guards, shift: int) -> None:
-        """Take over the decisions of a tape that was copied to the end of this one."""
-        first_line = len(self.lines)
-        self.lines.extend(other.lines)
-        self.slot.extend(array("i", [slot + shift for slot in other.slot]))
-        self.expected.extend(other.expected)
-        self.line.extend(array("i", [line + first_line for line in other.line]))
-
-    def first_change(self, value: np.ndarray) -> int:
-        """Number of the first guard whose slot has another value now, or -1."""
-        if not self.slot:
-            return -1
-        now = value[np.frombuffer(self.slot, np.int32)]
-        expected = np.frombuffer(self.expected, np.float64)
-        changed = (now != expected) & ~((now != now) & (expected != expected))
-        return int(changed.argmax()) if changed.any() else -1
-
-
-@dataclass
-class Group:
-    """Elementwise blocks that are swept together so far: their length, their first slots, and where the last one ends."""
-
-    size: int
-    firsts: list[int] = field(default_factory=list)
-    end: int = 0
-
-    def reads(self, operand: Operand, stride: int) -> bool:
-        """Whether an operand reads nothing of the group, or a block of it at the same index."""
-        if operand.mode == TABLE:
-            return False
-        if operand.mode != SLOTS:
-            return True
-        last = operand.base + (self.size - 1) * stride
-        return max(operand.base, last) < self.firsts[0] or (stride == 1 and operand.base in self.firsts)
-
-
-def _collapsed(shape: tuple[int, ...], strides: Sequence[tuple[int, ...]]) -> tuple[tuple[int, ...], list[tuple[int, ...]]]:
-    """Merge neighbouring dimensions that every operand walks through at one stride: most blocks become one long loop."""
-    kept = [axis for axis, extent in enumerate(shape) if extent != 1]
-    extents: list[int] = []
-    walks: list[list[int]] = [[] for _ in strides]
-    for axis in kept:
-        extent = shape[axis]
-        if extents and all(walk[-1] == s[axis] * extent for walk, s in zip(walks, strides, strict=True)):
-            extents[-1] *= extent
-            for walk, s in zip(walks, strides, strict=True):
-                walk[-1] = s[axis]
-        else:
-            extents.append(extent)
-            for walk, s in zip(walks, strides, strict=True):
-                walk.append(s[axis])
-    if not extents:
-        return (1,), [(0,) for _ in strides]
-    return tuple(extents), [tuple(walk) for walk in walks]
 
 
 class FlatTape:
@@ -406,7 +291,7 @@ class FlatTape:
             strides = [operand.strides for operand in operands]
         else:
             walks = [operand.strides for operand in operands] + ([result_strides] if kind == SUM else [])
-            shape, strides = _collapsed(shape, walks)
+            shape, strides = collapsed(shape, walks)
             joined = self._joins(kind, first, size, shape, operands, strides)
             self.words.extend((kind, first, size, code, len(shape), len(operands), joined, 1, *shape))
         for operand, walk in zip(operands, strides, strict=False):
@@ -575,21 +460,10 @@ class FlatTape:
 
     def histogram(self) -> dict[str, int]:
         """How many slots each primitive has, most first; a block counts all its slots under its own name in brackets."""
-        plain = self.opcode[~self.interior() & (self.opcode != ops.BLOCK)]
-        codes, counts = np.unique(plain, return_counts=True)
-        table = {ops.op_coded(int(code)).name: int(count) for code, count in zip(codes, counts, strict=True)}
-        for block in self.blocks():
-            name = f"[{block.name}]"
-            table[name] = table.get(name, 0) + block.size
-        return dict(sorted(table.items(), key=lambda item: -item[1]))
+        return histogram(self)
 
     def __str__(self) -> str:
-        lines = [
-            f"Tape of {self.n_slots} slots, {self.nbytes} bytes ({self.nbytes / self.n_slots:.1f} a slot)",
-            f"  inputs {self.n_inputs}, outputs {self.output_slots.size}, blocks {len(self.block_at)}, guards {len(self.guards.slot)}",
-            "  opcodes " + ", ".join(f"{name} {count}" for name, count in self.histogram().items()),
-        ]
-        return "\n".join(lines)
+        return summary(self)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} of {self.n_slots} slots, {self.n_inputs} inputs>"
@@ -620,25 +494,7 @@ class FlatTape:
         %3 = constant -> 1.0
         %4 = add %2 %3 -> 10.0
         """
-        opcode, lhs, rhs, value = self.opcode, self.lhs, self.rhs, self.value
-        blocks = {block.first: block for block in self.blocks()} if len(self.block_at) else {}
-        lines: list[str] = []
-        slot = 0
-        while slot < self.n_slots and len(lines) < first:
-            if slot in blocks:
-                block = blocks[slot]
-                operands = " ".join(_operand_text(operand) for operand in block.operands)
-                shape = "x".join(str(extent) for extent in block.shape)
-                lines.append(f"%{slot}..%{slot + block.size - 1} = [{block.name} {shape}] {operands}")
-                slot += block.size
-                continue
-            op = ops.op_coded(int(opcode[slot]))
-            operands = "".join(f" %{operand}" for operand in (lhs[slot], rhs[slot])[: op.arity])
-            lines.append(f"%{slot} = {op.name}{operands} -> {value[slot]}")
-            slot += 1
-        if slot < self.n_slots:
-            lines.append(f"... {self.n_slots - slot} more slots")
-        return "\n".join(lines)
+        return listing(self, first)
 
     # Pickling: names of primitives instead of opcodes, no addresses.
 
@@ -700,9 +556,3 @@ _PLAIN_STATE = (
 def _table_digest() -> tuple:
     """Names and formulas of the table: what makes opcodes of two processes mean the same."""
     return tuple((op.name, op.value, op.partials) for op in ops.OPS)
-
-
-def _operand_text(operand: Operand) -> str:
-    if operand.mode == SLOTS:
-        return f"%{operand.base}"
-    return "table" if operand.mode == TABLE else "data"

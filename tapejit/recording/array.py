@@ -21,7 +21,7 @@ from tapejit.errors import PassiveConversionError, ShapeError, TapeError, Unsupp
 from tapejit.layout import DATA, SLOTS, TABLE
 from tapejit.recording.recorder import Tape, innermost, real_array, source_line
 from tapejit.recording.variable import Truth, Variable, lift_scalar
-from tapejit.tape import Operand
+from tapejit.blocks import Operand
 
 __all__ = ["Array", "Storage", "lift_array", "operand_for", "scalar_or_array"]
 

@@ -22,7 +22,7 @@ from tapejit.recording.recorder import Tape, open_tapes
 from tapejit.recording.reductions import matmul, sum_of
 from tapejit.sweeps.primitives import primitive_table
 from tapejit.sweeps.transcribe import active_run, program_table, reverse_run, slots_needed, tangent_run
-from tapejit.tape import Block, Operand
+from tapejit.blocks import Block, Operand
 
 __all__ = ["Transcript", "outer_tape"]
 

@@ -9,11 +9,11 @@ from __future__ import annotations
 import numba
 import numpy as np
 
-from tapejit.sweeps.kernel import FLAGS
+from tapejit.sweeps.kernel import HELPER_FLAGS
 from tapejit.layout import DATA, HEADER, SLOTS, TABLE, TILE
 from tapejit.sweeps.pointers import call_gemm, load_float, load_index, store_float
 
-helper = numba.njit(**FLAGS)
+helper = numba.njit(**HELPER_FLAGS)
 
 _NO_TRANSPOSE, _TRANSPOSE = ord("N"), ord("T")
 

@@ -68,8 +68,8 @@ def minimize(
     Returns
     -------
     scipy.optimize.OptimizeResult
-        With `x` and `jac` in the shape of `x0`, `n_recorded`, how often `fun` was recorded, and `n_not_finite`, how many
-        trial points lay where loss or gradient is not finite. If the loss or the gradient stops being
+        With `x` and `jac` (the gradient) in the shape of `x0`, `n_recorded`, how often `fun` was recorded, and `n_not_finite`, how many
+        trial points lay where loss or gradient is not finite; trust-constr adds `constr_jac`, the Jacobians of the constraints. If the loss or the gradient stops being
         finite, `success` is False, `message` says where, and `x` is the best point so far.
 
     Raises
@@ -99,11 +99,15 @@ def minimize(
         if name in _HESSIAN:
             keywords["hess"] = objective.hessian
         if np.size(constraints) or isinstance(constraints, dict):
-            keywords["constraints"] = _exact_constraints(constraints, start.shape)
+            keywords["constraints"] = _exact_constraints(constraints, start.shape, name in _PRODUCT)
         try:
             result = scipy.optimize.minimize(objective, start.reshape(-1), method=name, **keywords)
         except _NotFiniteError as stopped:
             result = scipy.optimize.OptimizeResult(success=False, status=-1, message=str(stopped), nfev=objective.n_evaluations)
+            objective.put_best(result)
+        except StopIteration:  # from the callback, with a method (TNC) for which SciPy does not catch it
+            message = "`callback` raised `StopIteration`."
+            result = scipy.optimize.OptimizeResult(success=False, status=99, message=message, nfev=objective.n_evaluations)
             objective.put_best(result)
     return _finished(result, objective, start.shape)
 
@@ -168,6 +172,12 @@ class _Objective:
             )
         return numbers
 
+    def result_at(self, x: np.ndarray) -> Any:
+        """What a callback wants to know of a point."""
+        from scipy.optimize import OptimizeResult
+
+        return OptimizeResult(x=x, fun=self.recording.value(_shaped(x, self.shape), self.args))
+
     def put_best(self, result: Any) -> None:
         """Give a result the best point; the start if there is none."""
         result.x = self.best_x
@@ -202,6 +212,8 @@ class _Watch:
 
     def _with_result(self, intermediate_result: Any) -> Any:
         self._show()
+        if isinstance(intermediate_result, np.ndarray):  # TNC and SLSQP of some versions of SciPy pass the point alone.
+            intermediate_result = self.objective.result_at(intermediate_result)
         intermediate_result.x = _shaped(np.array(intermediate_result.x), self.objective.shape)
         return self.user(intermediate_result=intermediate_result)  # type: ignore[misc]
 
@@ -243,20 +255,22 @@ def _finished(result: Any, objective: _Objective, shape: tuple[int, ...]) -> Any
     result.n_recorded = objective.recording.n_recorded
     result.n_not_finite = objective.n_not_finite
     result.x = np.asarray(result.x).reshape(shape)
-    if getattr(result, "jac", None) is not None and np.size(result.jac) == result.x.size:
+    if "grad" in result:  # trust-constr: its `jac` is a list with the Jacobians of the constraints
+        result.constr_jac, result.jac = result.jac, result.grad
+    if getattr(result, "jac", None) is not None:
         result.jac = np.asarray(result.jac).reshape(shape)
     return result
 
 
-def _exact_constraints(constraints: Any, shape: tuple[int, ...]) -> list[Any]:
-    """Constraints with exact Jacobians, and exact Hessians of their combinations, where the caller gave plain functions."""
+def _exact_constraints(constraints: Any, shape: tuple[int, ...], second_order: bool) -> list[Any]:
+    """Constraints with exact Jacobians, and exact Hessians of their combinations for methods that take them, where the caller gave plain functions."""
     from scipy.optimize import NonlinearConstraint
 
     given: Iterable[Any] = [constraints] if isinstance(constraints, (dict, NonlinearConstraint)) or not np.iterable(constraints) else constraints
-    return [_exact_constraint(constraint, shape) for constraint in given]
+    return [_exact_constraint(constraint, shape, second_order) for constraint in given]
 
 
-def _exact_constraint(constraint: Any, shape: tuple[int, ...]) -> Any:
+def _exact_constraint(constraint: Any, shape: tuple[int, ...], second_order: bool) -> Any:
     from scipy.optimize import NonlinearConstraint
     from scipy.sparse.linalg import LinearOperator
 
@@ -278,10 +292,10 @@ def _exact_constraint(constraint: Any, shape: tuple[int, ...]) -> Any:
 
         return LinearOperator((x.size, x.size), matvec=product, rmatvec=product, dtype=float)
 
-    hess = constraint.hess if callable(constraint.hess) else curvature
-    return NonlinearConstraint(
-        _flat(fun, shape, ()), constraint.lb, constraint.ub, jac=_flat_jacobian(fun, shape, ()), hess=hess, keep_feasible=constraint.keep_feasible
-    )
+    keywords: dict[str, Any] = {"jac": _flat_jacobian(fun, shape, ()), "keep_feasible": constraint.keep_feasible}
+    if second_order:
+        keywords["hess"] = constraint.hess if callable(constraint.hess) else curvature
+    return NonlinearConstraint(_flat(fun, shape, ()), constraint.lb, constraint.ub, **keywords)
 
 
 def _flat(fun: Callable, shape: tuple[int, ...], args: tuple) -> Callable:

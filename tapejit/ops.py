@@ -296,7 +296,7 @@ CODE: dict[str, int] = {op.name: code for code, op in enumerate(OPS)}
 
 CONSTANT, INPUT, BLOCK, POSITIVE = (CODE[name] for name in ("constant", "input", "block", "positive"))
 ADD, SUB, MUL, DIV = (CODE[name] for name in ("add", "sub", "mul", "div"))
-SELECT = CODE["select"]
+SELECT, CHAIN = CODE["select"], CODE["chain"]
 COMPARISONS = ("less", "less_equal", "greater", "greater_equal", "equal", "not_equal")
 
 # Rows that users add with `tj.primitive` count up from here; the sweeps call them through a table of function pointers.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from tapejit.ops import ADD, BLOCK, CONSTANT, DIV, INPUT, MUL, POSITIVE, SELECT, SUB
+from tapejit.ops import ADD, BLOCK, CHAIN, CONSTANT, DIV, INPUT, MUL, POSITIVE, SELECT, SUB
 from tapejit.sweeps.blocks import (
     add_to_matrix,
     gather_run,
@@ -37,12 +37,26 @@ def partial_tile(code, which, n, x, y, v, functions, out):
 
 
 @helper
-def scale_tile(g, p, n, out):
-    """``out = g * p`` where g is not zero, else 0."""
-    for i in range(n):
-        factor = load_float(g, i)
-        product = factor * load_float(p, i)
-        store_float(out, i, product if factor != 0.0 else 0.0)
+def scale_tile(code, g, p, n, out):
+    """``out = g * p`` where g is not zero, else 0.
+
+    A zero partial of `chain` contributes nothing either: it is a zero adjoint or tangent of the sweep that was recorded.
+    """
+    if code == CHAIN:
+        for i in range(n):
+            factor, partial = load_float(g, i), load_float(p, i)
+            store_float(out, i, factor * partial if factor != 0.0 and partial != 0.0 else 0.0)
+    else:
+        for i in range(n):
+            factor = load_float(g, i)
+            product = factor * load_float(p, i)
+            store_float(out, i, product if factor != 0.0 else 0.0)
+
+
+@helper
+def scaled(code, g, p):
+    """``g * p`` for a g that is not zero; see `scale_tile`."""
+    return g * p if p != 0.0 or code != CHAIN else 0.0
 
 
 @helper
@@ -118,7 +132,7 @@ def reverse_tile(words, at, start, n, values, adjoints, n_seeds, functions, scra
             elif code == DIV:
                 divide_tile(g, y, v, which, n, t)
             else:
-                scale_tile(g, p, n, t)
+                scale_tile(code, g, p, n, t)
             scatter_tile(words, shape_at, ndim, target_at, start, n, t, adjoints + 8 * k, n_seeds)
 
 
@@ -225,7 +239,7 @@ def reverse_member(words, group, links, filled, k, start, n, values, adjoints, l
         elif code == DIV:
             divide_tile(g, y, v, which, n, t)
         else:
-            scale_tile(g, partial_tile(code, which, n, x, y, v, functions, scratch + 24 * PITCH), n, t)
+            scale_tile(code, g, partial_tile(code, which, n, x, y, v, functions, scratch + 24 * PITCH), n, t)
         if direct:
             filled[j] = True
         elif j >= 0:
@@ -362,10 +376,10 @@ def reverse_sweep(start, opcode, lhs, rhs, value, adjoint, words, functions, bla
                 x, y, v = values + 8 * a, values + 8 * b, values + 8 * slot
                 if a != 0:
                     call_partial(function, code, 0, 1, x, y, v, scratch)
-                    adjoint[a] += g * partial[0]
+                    adjoint[a] += scaled(code, g, partial[0])
                 if b != 0:
                     call_partial(function, code, 1, 1, x, y, v, scratch)
-                    adjoint[b] += g * partial[0]
+                    adjoint[b] += scaled(code, g, partial[0])
         slot -= 1
 
 
@@ -417,6 +431,6 @@ def reverse_many_sweep(start, opcode, lhs, rhs, value, adjoint, words, functions
                 for k in range(n_seeds):
                     g = adjoint[slot, k]
                     if g != 0.0:
-                        adjoint[a, k] += g * px
-                        adjoint[b, k] += g * py
+                        adjoint[a, k] += scaled(code, g, px)
+                        adjoint[b, k] += scaled(code, g, py)
         slot -= 1

@@ -22,7 +22,7 @@ from tapejit.sweeps.forward import function_of
 from tapejit.sweeps.kernel import kernel
 from tapejit.layout import DATA, ELEMENTWISE, HEADER, SUM, PITCH, TILE
 from tapejit.sweeps.pointers import call_partial, load_float, store_float
-from tapejit.sweeps.reverse import choose_tile, partial_tile, reverse_matmul, scale_tile
+from tapejit.sweeps.reverse import choose_tile, partial_tile, reverse_matmul, scale_tile, scaled
 
 __all__ = ["second_order_sweep"]
 
@@ -72,12 +72,12 @@ def second_elementwise(words, at, values, tangents, adjoints, adjoint_tangents, 
                         curve = product(load_float(dot, i), load_float(buffer_s, i))
                         store_float(buffer_curve, i, load_float(buffer_curve, i) + curve)
             p = partial_tile(code, which, n, x, y, v, functions, buffer_p)
-            scale_tile(g_dot, p, n, buffer_t)
+            scale_tile(code, g_dot, p, n, buffer_t)
             for i in range(n):
                 curve = product(load_float(g, i), load_float(buffer_curve, i))
                 store_float(buffer_t, i, load_float(buffer_t, i) + curve)
             scatter_tile(words, shape_at, ndim, target_at, start, n, buffer_t, adjoint_tangents, 1)
-            scale_tile(g, p, n, buffer_t)
+            scale_tile(code, g, p, n, buffer_t)
             scatter_tile(words, shape_at, ndim, target_at, start, n, buffer_t, adjoints, 1)
 
 
@@ -165,11 +165,11 @@ def second_order_sweep(
                         call_partial(second, code, 2, 1, at_x, at_y, at_v, scratch)
                         syy = partials[0]
                 if g_dot != 0.0:
-                    adjoint_tangent[a] += g_dot * px
-                    adjoint_tangent[b] += g_dot * py
+                    adjoint_tangent[a] += scaled(code, g_dot, px)
+                    adjoint_tangent[b] += scaled(code, g_dot, py)
                 if g != 0.0:
-                    adjoint[a] += g * px
-                    adjoint[b] += g * py
+                    adjoint[a] += scaled(code, g, px)
+                    adjoint[b] += scaled(code, g, py)
                     adjoint_tangent[a] += product(g, product(x_dot, sxx) + product(y_dot, sxy))
                     adjoint_tangent[b] += product(g, product(x_dot, sxy) + product(y_dot, syy))
         slot -= 1

@@ -10,7 +10,7 @@ from tapejit.sweeps.forward import function_of
 from tapejit.sweeps.kernel import kernel
 from tapejit.layout import DATA, ELEMENTWISE, HEADER, SUM, PITCH, TILE
 from tapejit.sweeps.pointers import call_partial, load_float, store_float
-from tapejit.sweeps.reverse import partial_tile, scale_tile
+from tapejit.sweeps.reverse import partial_tile, scale_tile, scaled
 
 __all__ = ["tangent_sweep"]
 
@@ -42,7 +42,7 @@ def tangent_elementwise(words, at, values, tangents, functions, scratch):
                         store_float(out, i, load_float(dot, i))
             else:
                 p = partial_tile(code, which, n, x, y, v, functions, buffer_p)
-                scale_tile(dot, p, n, buffer_t)
+                scale_tile(code, dot, p, n, buffer_t)
                 for i in range(n):
                     store_float(out, i, load_float(out, i) + load_float(buffer_t, i))
 
@@ -116,9 +116,9 @@ def tangent_sweep(start, opcode, lhs, rhs, value, tangent, words, functions, bla
                 function = function_of(code, functions)
                 if x_dot != 0.0:
                     call_partial(function, code, 0, 1, values + 8 * a, values + 8 * b, values + 8 * slot, scratch)
-                    total = x_dot * partial[0]
+                    total = scaled(code, x_dot, partial[0])
                 if y_dot != 0.0:
                     call_partial(function, code, 1, 1, values + 8 * a, values + 8 * b, values + 8 * slot, scratch)
-                    total += y_dot * partial[0]
+                    total += scaled(code, y_dot, partial[0])
             tangent[slot] = total
         slot += 1

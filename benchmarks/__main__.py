@@ -13,15 +13,11 @@ NAMES = ("sweeps", "scalar_code", "numpy_code", "start", "peers")
 
 def main():
     """Run the benchmarks and print the report; progress goes to stderr."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks", description="What tapejit costs, and beside what."
-    )
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description="What tapejit costs, and beside what.")
     parser.add_argument("--quick", action="store_true", help="sizes up to 1e5 only: about a minute")
     parser.add_argument("--only", choices=NAMES, action="append", help="one benchmark; may be repeated")
     parser.add_argument("--json", metavar="PATH", help="write all figures, unrounded")
-    parser.add_argument(
-        "--plot", metavar="PATH", help="write a log-log plot of cost against size (matplotlib)"
-    )
+    parser.add_argument("--plot", metavar="PATH", help="write a log-log plot of cost against size (matplotlib)")
     options = parser.parse_args()
 
     machine, tables, targets = environment(), [], []

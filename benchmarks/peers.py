@@ -52,9 +52,7 @@ def jax_lorenz(inputs, n_steps):
 
     parameters, start = [inputs[i] for i in range(3)], tuple(inputs[i] for i in range(3, 6))
     dt = lorenz.step_length(n_steps)
-    end, _ = jax.lax.scan(
-        lambda state, _: (lorenz.step(*parameters, *state, dt), None), start, length=n_steps
-    )
+    end, _ = jax.lax.scan(lambda state, _: (lorenz.step(*parameters, *state, dt), None), start, length=n_steps)
     return sum(coordinate * coordinate for coordinate in end)
 
 
@@ -125,9 +123,7 @@ def measure(peer, quick):
     rows = []
     args = rosenbrock.make(ROSENBROCK_SIZE[quick], np.random.default_rng(0))
     if peer.takes_arrays:
-        rows.append(
-            measure_problem(peer, "Rosenbrock, array", rosenbrock, rosenbrock.plain_array, args, functions)
-        )
+        rows.append(measure_problem(peer, "Rosenbrock, array", rosenbrock, rosenbrock.plain_array, args, functions))
     args = lorenz.make(LORENZ_STEPS[quick], np.random.default_rng(0))
     found = measure_problem(peer, "Lorenz RK4, scalar", lorenz, peer.lorenz, args)
     rows.append({**found, "note": peer.note})
@@ -138,9 +134,7 @@ def measure_problem(peer, name, module, plain, args, *functions):
     """One row: the first value and gradient, and again."""
     x, *data = args
     made = []
-    first = seconds(lambda: made.append(peer.gradient(plain, x, *data, *functions))) + seconds(
-        lambda: made[0](x)
-    )
+    first = seconds(lambda: made.append(peer.gradient(plain, x, *data, *functions))) + seconds(lambda: made[0](x))
     check([np.asarray(part) for part in made[0](x)], module.gradient(*args), f"{peer.name}, {name}")
     again = median_time(lambda: made[0](x))
     return row(peer.name, name, "", module.n_operations(args), first, again)

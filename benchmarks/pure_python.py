@@ -150,7 +150,7 @@ class LeanValue(Value):
         """Add the derivative of this value by every value it depends on to their `grad`."""
         self.grad = 1.0
         for value in reversed(topological_order(self)):
-            for parent, partial in zip(value.parents, value.partials):
+            for parent, partial in zip(value.parents, value.partials, strict=True):
                 parent.grad += partial * value.grad
 
 

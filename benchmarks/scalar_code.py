@@ -73,9 +73,7 @@ PROBLEMS = (
         n_operations=transcendental_operations,
         needs_functions=True,
     ),
-    problem(
-        "Rosenbrock", rosenbrock, rosenbrock.plain_scalar, lambda n: 1 + n // rosenbrock.OPERATIONS_PER_TERM
-    ),
+    problem("Rosenbrock", rosenbrock, rosenbrock.plain_scalar, lambda n: 1 + n // rosenbrock.OPERATIONS_PER_TERM),
     problem("Lorenz RK4", lorenz, lorenz.plain, lambda n: n // lorenz.OPERATIONS_PER_STEP),
     problem(
         "Lennard-Jones",
@@ -168,9 +166,7 @@ def measure_pure_python(problem_, args):
             samples = []
             for _ in range(repeats):
                 with garbage_collector(enabled):
-                    samples.append(
-                        seconds(lambda value_type=value_type: pure_python.value_and_grad(f, x, value_type))
-                    )
+                    samples.append(seconds(lambda value_type=value_type: pure_python.value_and_grad(f, x, value_type)))
             name = f"Python {style}" + ("" if enabled else ", gc off")
             costs[name] = 1e9 * float(np.median(samples)) / n_operations
     return costs

@@ -45,9 +45,7 @@ def measure(name, repeats):
     with tempfile.TemporaryDirectory() as cache:
 
         def start():
-            output = run_python(
-                "-c", PROBE.format(gradient=GRADIENTS[name]), env={"TAPEJIT_CACHE_DIR": cache}
-            )
+            output = run_python("-c", PROBE.format(gradient=GRADIENTS[name]), env={"TAPEJIT_CACHE_DIR": cache})
             return json.loads(output)
 
         _, cold = start()

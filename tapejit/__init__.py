@@ -1,7 +1,7 @@
 """tapejit: exact gradients of large flat computations, from a flat tape swept by Numba."""
 
 from tapejit import errors, testing
-from tapejit.derivatives import Recording, grad, hessian, hvp, jacobian, jvp, record, value_and_grad, vjp
+from tapejit.derivatives import grad, hessian, hvp, jacobian, jvp, value_and_grad, vjp
 from tapejit.minimize import minimize
 from tapejit.ops import Interval
 from tapejit.primitives import Primitive, primitive
@@ -9,6 +9,7 @@ from tapejit.recording.array import Array
 from tapejit.recording.numpy_rules import value
 from tapejit.recording.recorder import Tape, debug
 from tapejit.recording.variable import Variable
+from tapejit.replays import Recording, record
 
 __version__ = "0.1.0"
 

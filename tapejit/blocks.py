@@ -79,7 +79,9 @@ class Group:
         return max(operand.base, last) < self.firsts[0] or (stride == 1 and operand.base in self.firsts)
 
 
-def collapsed(shape: tuple[int, ...], strides: Sequence[tuple[int, ...]]) -> tuple[tuple[int, ...], list[tuple[int, ...]]]:
+def collapsed(
+    shape: tuple[int, ...], strides: Sequence[tuple[int, ...]]
+) -> tuple[tuple[int, ...], list[tuple[int, ...]]]:
     """Merge neighbouring dimensions that every operand walks through at one stride: most blocks become one long loop."""
     kept = [axis for axis, extent in enumerate(shape) if extent != 1]
     extents: list[int] = []

@@ -7,8 +7,8 @@ from typing import TypeVar
 import numpy as np
 
 from tapejit import ops
-from tapejit.layout import DATA, ELEMENTWISE, SUM
 from tapejit.blocks import Block, Operand
+from tapejit.layout import DATA, ELEMENTWISE, SUM
 from tapejit.tape import FlatTape
 
 __all__ = ["expand"]
@@ -57,7 +57,10 @@ def _expanded(tape: FlatTape, block: Block, into: FlatTape, place: np.ndarray) -
         condition, x, y = operands
         code = np.tile(np.array([ops.POSITIVE, ops.SELECT], np.uint8), block.size)
         zeros = np.zeros_like(condition)
-        pairs = [np.stack(pair, axis=1).reshape(-1) for pair in ((condition, x), (zeros, y), (into.value[condition], results))]
+        pairs = [
+            np.stack(pair, axis=1).reshape(-1)
+            for pair in ((condition, x), (zeros, y), (into.value[condition], results))
+        ]
         return into.push_run(code, *pairs) + 1 + 2 * np.arange(block.size)
     if block.kind == SUM:
         addends = _slots(block.operands[0], block.shape, into, place)

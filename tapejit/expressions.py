@@ -18,11 +18,21 @@ import ast
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Union
+from typing import TypeAlias
 
-__all__ = ["CONSTANTS", "OPERANDS", "Program", "Tree", "compile_program", "differentiate", "parse", "simplified", "source"]
+__all__ = [
+    "CONSTANTS",
+    "OPERANDS",
+    "Program",
+    "Tree",
+    "compile_program",
+    "differentiate",
+    "parse",
+    "simplified",
+    "source",
+]
 
-Tree = Union[float, str, tuple]
+Tree: TypeAlias = float | str | tuple
 
 OPERANDS = ("x", "y", "v")
 
@@ -129,7 +139,7 @@ def simplified(name: str, *args: Tree) -> Tree:
             return -number
         case "neg", (("neg", t),):
             return t
-        case ("add" | "sub" | "mul"), (float() as a, float() as b):
+        case (("add" | "sub" | "mul"), (float() as a, float() as b)):
             return {"add": a + b, "sub": a - b, "mul": a * b}[name]
         case "select", (_, a, b) if a == b:
             return a

@@ -19,8 +19,8 @@ An operand is ``mode, base, strides``: slots ``base + offset`` (SLOTS), slots ``
 `base` (TABLE), or numbers ``data[offset]`` for a float64 array at the address `base` (DATA), where the offset is the sum of index times stride.
 
 Elementwise blocks of one length that follow each other, and read each other at the same index only, *join*; a sum over one of them may end
-the group. The sweeps take a group tile by tile together, so that what one writes the next finds in the cache. The adjoint of a block that nothing outside its group reads never leaves the
-cache either (word 7; `tapejit.sweeps.groups` finds out).
+the group. The sweeps take a group tile by tile together, so that what one writes the next finds in the cache. The adjoint of a block that
+nothing outside its group reads never leaves the cache either (word 7; `tapejit.sweeps.groups` finds out).
 """
 
 ELEMENTWISE, SUM, MATMUL = range(3)

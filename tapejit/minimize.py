@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from tapejit.derivatives import Recording, hvp, jacobian, record
+from tapejit.derivatives import hvp, jacobian
 from tapejit.errors import UnsupportedError
 from tapejit.recording.recorder import real_array
+from tapejit.replays import Recording, record
 
 __all__ = ["minimize"]
 
@@ -68,9 +69,10 @@ def minimize(
     Returns
     -------
     scipy.optimize.OptimizeResult
-        With `x` and `jac` (the gradient) in the shape of `x0`, `n_recorded`, how often `fun` was recorded, and `n_not_finite`, how many
-        trial points lay where loss or gradient is not finite; trust-constr adds `constr_jac`, the Jacobians of the constraints. If the loss or the gradient stops being
-        finite, `success` is False, `message` says where, and `x` is the best point so far.
+        With `x` and `jac` (the gradient) in the shape of `x0`, `n_recorded`, how often `fun` was recorded, and `n_not_finite`,
+        how many trial points lay where loss or gradient is not finite; trust-constr adds `constr_jac`, the Jacobians of the
+        constraints. If the loss or the gradient stops being finite, `success` is False, `message` says where, and `x` is the best
+        point so far.
 
     Raises
     ------
@@ -88,12 +90,24 @@ def minimize(
 
     name = _METHODS.get(str(method).lower())
     if name is None:
-        raise UnsupportedError(f"method {method!r} uses no derivatives; choose one of {', '.join(_METHODS.values())}, or call SciPy itself")
+        raise UnsupportedError(
+            f"method {method!r} uses no derivatives; choose one of {', '.join(_METHODS.values())}, or call SciPy itself"
+        )
     start = real_array(x0, "x0")
-    recording = fun if isinstance(fun, Recording) else record(fun, _shaped(start.reshape(-1), start.shape), *args, on_branch_change=on_branch_change)
+    recording = (
+        fun
+        if isinstance(fun, Recording)
+        else record(fun, _shaped(start.reshape(-1), start.shape), *args, on_branch_change=on_branch_change)
+    )
     objective = _Objective(recording, start.shape, tuple(args) if isinstance(fun, Recording) and args else None)
     with _Watch(objective, callback, progress, name) as watch:
-        keywords: dict[str, Any] = {"jac": True, "bounds": bounds, "tol": tol, "callback": watch.callback, "options": options}
+        keywords: dict[str, Any] = {
+            "jac": True,
+            "bounds": bounds,
+            "tol": tol,
+            "callback": watch.callback,
+            "options": options,
+        }
         if name in _PRODUCT:
             keywords["hessp"] = objective.hessian_product
         if name in _HESSIAN:
@@ -103,11 +117,15 @@ def minimize(
         try:
             result = scipy.optimize.minimize(objective, start.reshape(-1), method=name, **keywords)
         except _NotFiniteError as stopped:
-            result = scipy.optimize.OptimizeResult(success=False, status=-1, message=str(stopped), nfev=objective.n_evaluations)
+            result = scipy.optimize.OptimizeResult(
+                success=False, status=-1, message=str(stopped), nfev=objective.n_evaluations
+            )
             objective.put_best(result)
         except StopIteration:  # from the callback, with a method (TNC) for which SciPy does not catch it
             message = "`callback` raised `StopIteration`."
-            result = scipy.optimize.OptimizeResult(success=False, status=99, message=message, nfev=objective.n_evaluations)
+            result = scipy.optimize.OptimizeResult(
+                success=False, status=99, message=message, nfev=objective.n_evaluations
+            )
             objective.put_best(result)
     return _finished(result, objective, start.shape)
 
@@ -145,7 +163,9 @@ class _Objective:
         at = int(np.flatnonzero(~np.isfinite(gradient))[0]) if np.isfinite(loss) else None
         what = f"the loss is {loss}" if at is None else f"the gradient is {gradient[at]} in entry {at}"
         if self.best_x is None:
-            raise _NotFiniteError(f"{what} at x0: start inside the domain of the function; tj.debug() finds the operation")
+            raise _NotFiniteError(
+                f"{what} at x0: start inside the domain of the function; tj.debug() finds the operation"
+            )
         if self._n_bad >= _PATIENCE:
             raise _NotFiniteError(
                 f"{what} at evaluation {self.n_evaluations}; x is the best point so far, with loss {self.best_loss:.6g}. Bounds keep a "
@@ -158,7 +178,9 @@ class _Objective:
 
     def hessian_product(self, x: np.ndarray, v: np.ndarray, *_: Any) -> np.ndarray:
         v = np.asarray(v, dtype=float).reshape(-1)  # SciPy probes operators with integers
-        return self._curvature(self.recording.hvp(_shaped(x, self.shape), _shaped(v, self.shape), self.args)).reshape(-1)
+        return self._curvature(self.recording.hvp(_shaped(x, self.shape), _shaped(v, self.shape), self.args)).reshape(
+            -1
+        )
 
     def hessian(self, x: np.ndarray, *_: Any) -> np.ndarray:
         return self._curvature(self.recording.hessian(_shaped(x, self.shape), self.args)).reshape(x.size, x.size)
@@ -263,10 +285,14 @@ def _finished(result: Any, objective: _Objective, shape: tuple[int, ...]) -> Any
 
 
 def _exact_constraints(constraints: Any, shape: tuple[int, ...], second_order: bool) -> list[Any]:
-    """Constraints with exact Jacobians, and exact Hessians of their combinations for methods that take them, where the caller gave plain functions."""
+    """Constraints with exact Jacobians, and Hessians for methods that take them, where the caller gave plain functions."""
     from scipy.optimize import NonlinearConstraint
 
-    given: Iterable[Any] = [constraints] if isinstance(constraints, (dict, NonlinearConstraint)) or not np.iterable(constraints) else constraints
+    given: Iterable[Any] = (
+        [constraints]
+        if isinstance(constraints, (dict, NonlinearConstraint)) or not np.iterable(constraints)
+        else constraints
+    )
     return [_exact_constraint(constraint, shape, second_order) for constraint in given]
 
 
@@ -288,7 +314,9 @@ def _exact_constraint(constraint: Any, shape: tuple[int, ...], second_order: boo
             return np.sum(np.reshape(fun(point), -1) * v)
 
         def product(direction: np.ndarray) -> np.ndarray:
-            return np.reshape(hvp(combined)(_shaped(x, shape), _shaped(np.asarray(direction, dtype=float).reshape(-1), shape)), -1)
+            return np.reshape(
+                hvp(combined)(_shaped(x, shape), _shaped(np.asarray(direction, dtype=float).reshape(-1), shape)), -1
+            )
 
         return LinearOperator((x.size, x.size), matvec=product, rmatvec=product, dtype=float)
 

@@ -113,7 +113,9 @@ class Op:
         for text in (self.value, *self.partials, *(self.seconds or ())):
             strangers = {name for name in names(parse(text)) if name in OPERANDS} - allowed
             if strangers:
-                raise ValueError(f"primitive {self.name!r}: {text!r} reads {', '.join(sorted(strangers))}, which it lacks")
+                raise ValueError(
+                    f"primitive {self.name!r}: {text!r} reads {', '.join(sorted(strangers))}, which it lacks"
+                )
 
     @property
     def arity(self) -> int:
@@ -122,9 +124,7 @@ class Op:
 
 
 def _compare(name: str, symbol: str) -> Op:
-    return Op(
-        name, f"x {symbol} y", ("0", "0"), (REAL, REAL), kink="0 everywhere", numpy=(name,), ulp=0, boolean=True
-    )
+    return Op(name, f"x {symbol} y", ("0", "0"), (REAL, REAL), kink="0 everywhere", numpy=(name,), ulp=0, boolean=True)
 
 
 # fmt: off
@@ -332,7 +332,9 @@ def check_names(op: Op) -> None:
             name, *children = tree
             arity = op.arity if name == op.name else op_named(name).arity + (name == "select")
             if not arity or len(children) != arity:
-                raise ValueError(f"primitive {op.name!r}: {text!r} calls {name} with {len(children)} operands; it takes {arity}")
+                raise ValueError(
+                    f"primitive {op.name!r}: {text!r} calls {name} with {len(children)} operands; it takes {arity}"
+                )
             for child in children:
                 visit(child, text)
 

@@ -308,7 +308,13 @@ class FlatTape:
         return first, self._value[first : first + size]
 
     def _joins(
-        self, kind: int, first: int, size: int, shape: tuple[int, ...], operands: Sequence[Operand], strides: Sequence[tuple[int, ...]]
+        self,
+        kind: int,
+        first: int,
+        size: int,
+        shape: tuple[int, ...],
+        operands: Sequence[Operand],
+        strides: Sequence[tuple[int, ...]],
     ) -> int:
         """Position of the block before, if the new one can be swept together with it (see `tapejit.layout`), or -1."""
         group = self._group
@@ -423,7 +429,11 @@ class FlatTape:
             shape = tuple(words[at + HEADER : place])
         operands = []
         for _ in range(n_operands):
-            operands.append(Operand(words[place], words[place + 1], tuple(words[place + 2 : place + 2 + ndim]), arrays.get(place + 1)))
+            operands.append(
+                Operand(
+                    words[place], words[place + 1], tuple(words[place + 2 : place + 2 + ndim]), arrays.get(place + 1)
+                )
+            )
             place += 2 + ndim
         strides = tuple(words[place : place + ndim]) if kind == SUM else ()
         return Block(kind, first, size, code, shape, tuple(operands), strides)
@@ -502,7 +512,11 @@ class FlatTape:
         state = {name: getattr(self, name) for name in _PLAIN_STATE}
         opcode, lhs, rhs = self.opcode.copy(), self.lhs.copy(), self.rhs.copy()
         inside = self.interior()
-        opcode[inside], lhs[inside], rhs[inside] = ops.CONSTANT, 0, 0  # never written: what lies there is not ours to save
+        opcode[inside], lhs[inside], rhs[inside] = (
+            ops.CONSTANT,
+            0,
+            0,
+        )  # never written: what lies there is not ours to save
         user = {op.name: op for op in ops.USER[: self.n_user_rows]}
         state.update(opcode=opcode, lhs=lhs, rhs=rhs, value=self.value.copy(), user=user, rows=_table_digest())
         return state
@@ -515,7 +529,9 @@ class FlatTape:
             )
         codes = {ops.FIRST_USER + i: ops.add_row(op) for i, op in enumerate(state.pop("user").values())}
         FlatTape.__init__(self)
-        self._opcode, self._lhs, self._rhs, self._value = (state.pop(name) for name in ("opcode", "lhs", "rhs", "value"))
+        self._opcode, self._lhs, self._rhs, self._value = (
+            state.pop(name) for name in ("opcode", "lhs", "rhs", "value")
+        )
         self.n_slots = self._n_settled = self._opcode.size
         self.__dict__.update(state)
         for at, referred in self._references:

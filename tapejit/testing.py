@@ -71,7 +71,8 @@ def check_grads(
     check = _Check(f, args, wanted, point, rtol, atol, 1e-3 if step is None else step)
     x_dot = [rng.standard_normal(x.shape) for x in point]
     y, y_dot = check.tangent(x_dot)
-    y_bar = rng.standard_normal(np.shape(y)) if np.shape(y) else 1.0  # A failure of a scalar function then shows its own partials.
+    # 1.0, not a random number, for a scalar function: a failure then shows the partials themselves.
+    y_bar = rng.standard_normal(np.shape(y)) if np.shape(y) else 1.0
     if "forward" in modes:
         check.compare(
             "forward mode, order 1, against differences",
@@ -102,7 +103,14 @@ class _Check:
     """The function at the point that is checked, and ways to differentiate it."""
 
     def __init__(
-        self, f: Callable, args: tuple, wanted: tuple[int, ...], point: list[np.ndarray], rtol: float, atol: float, step: float
+        self,
+        f: Callable,
+        args: tuple,
+        wanted: tuple[int, ...],
+        point: list[np.ndarray],
+        rtol: float,
+        atol: float,
+        step: float,
     ) -> None:
         self.f, self.args, self.wanted, self.point = f, args, wanted, point
         self.rtol, self.atol, self.step = rtol, atol, step
@@ -142,9 +150,15 @@ class _Check:
             return (8.0 * (c - b) - (d - a)) / (12.0 * h)
 
         a, b, c, d = at(-2 * h), at(-h), at(h), at(2 * h)
-        return combine(a, b, c, d) if isinstance(a, np.ndarray) else [combine(*parts) for parts in zip(a, b, c, d, strict=True)]
+        return (
+            combine(a, b, c, d)
+            if isinstance(a, np.ndarray)
+            else [combine(*parts) for parts in zip(a, b, c, d, strict=True)]
+        )
 
-    def compare(self, what: str, x_dot: Sequence[np.ndarray], ours: Callable, reference: Callable, rtol: float | None = None) -> None:
+    def compare(
+        self, what: str, x_dot: Sequence[np.ndarray], ours: Callable, reference: Callable, rtol: float | None = None
+    ) -> None:
         rtol = self.rtol if rtol is None else rtol
 
         def agree(v: Sequence[np.ndarray]) -> tuple[bool, float, float]:

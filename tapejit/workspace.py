@@ -52,7 +52,9 @@ def forget() -> None:
 
 def only_here(arrays: Sequence[np.ndarray], references: int) -> bool:
     """Whether each array has just `references` references besides the sequence itself: no view of it is left."""
-    return all(sys.getrefcount(array) <= references + 3 for array in arrays)  # the sequence, the loop variable, the argument
+    return all(
+        sys.getrefcount(array) <= references + 3 for array in arrays
+    )  # the sequence, the loop variable, the argument
 
 
 def _bytes(arrays: Sequence[np.ndarray]) -> int:

@@ -53,13 +53,17 @@ POWERS = [2, 3, 0.5, -1, 1, 0, 2.5, -2, 4]
 def unary(number, x):
     """One of the rows with one operand."""
     op, function = UNARY[number % len(UNARY)]
+    if op.name in ("reciprocal", "cbrt", "gammaln", "digamma"):  # away from their poles
+        return function(1.5 + squashed(x))
+    if op.name == "tan":
+        return function(squashed(x))
     return function(into(op.domain[0], x))
 
 
 def binary(number, x, y):
     """One of the rows with two operands."""
     op, function = BINARY[number % len(BINARY)]
-    if op.name in ("power", "xlogy"):
+    if op.name in ("power", "xlogy", "arctan2", "hypot"):
         return function(1.5 + squashed(x), 1.5 + squashed(y))
     if op.name in ("div", "fmod", "remainder", "floor_divide"):
         return function(into(REAL, x), 2.5 + squashed(y))
@@ -186,7 +190,14 @@ def _data(shape, seed):
 def _slice(extent, i):
     """A slice that is not empty: forwards, backwards, with steps."""
     start = i % extent
-    return [slice(start, None), slice(None, start + 1), slice(None, None, -1), slice(start, None, 2), slice(None), slice(start, None, -1)][i % 6]
+    return [
+        slice(start, None),
+        slice(None, start + 1),
+        slice(None, None, -1),
+        slice(start, None, 2),
+        slice(None),
+        slice(start, None, -1),
+    ][i % 6]
 
 
 def _a_unary(arrays, i, j, k):
@@ -276,7 +287,9 @@ _SHAPE = [
     lambda x: np.concatenate([np.ravel(x), np.ravel(x)[:3]]),
     lambda x: np.stack([x, 0.5 * x]) if np.size(x) < 800 else x,
     lambda x: np.tril(x) if np.ndim(x) == 2 else x,
-    lambda x: np.array([np.ravel(x)[0], np.ravel(x)[-1]]),
+    lambda x: (
+        np.array([np.ravel(x)[0], np.ravel(x)[-1]]) * np.ravel(x)[0]
+    ),  # an array of objects until it meets an active one
     lambda x: np.broadcast_to(x, (2, *np.shape(x))) if np.size(x) < 800 else x,
     lambda x: np.repeat(x, 2) if np.size(x) < 800 else x,
 ]
@@ -416,7 +429,23 @@ def array_programs(max_size=8, kinds=tuple(_ARRAY)):
 
 
 # Lengths around a tile (256) and beyond two; matrices; the smallest arrays.
-SHAPES = [(1,), (2,), (3,), (7,), (3, 4), (5, 1), (2, 3, 2), (16, 16), (255,), (256,), (257,), (2, 257), (512,), (513,), (1000,)]
+SHAPES = [
+    (1,),
+    (2,),
+    (3,),
+    (7,),
+    (3, 4),
+    (5, 1),
+    (2, 3, 2),
+    (16, 16),
+    (255,),
+    (256,),
+    (257,),
+    (2, 257),
+    (512,),
+    (513,),
+    (1000,),
+]
 
 
 def shapes(limit=None):

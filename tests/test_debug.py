@@ -52,7 +52,11 @@ def test_one_element_of_an_array(case):
     with tj.debug(), np.errstate(all="ignore"), pytest.raises(DomainError) as error:
         tj.grad(lambda x: np.sum(f(x)[4]))(numbers)
     found = str(error.value)
-    assert found.startswith(message) or ("0.0, y = 0.0" in message and "div of x = 0.0" in found) or "y = 0.0 is NaN" in found
+    assert (
+        found.startswith(message)
+        or ("0.0, y = 0.0" in message and "div of x = 0.0" in found)
+        or "y = 0.0 is NaN" in found
+    )
 
 
 def test_without_debug_the_value_is_numpy_s(case):
@@ -74,9 +78,7 @@ def model_in_scalars(x):
 
 def model_in_arrays(x):
     y = x * 2.0
-    z = np.sum(
-        np.log(y - 10.0)
-    )
+    z = np.sum(np.log(y - 10.0))
     return z + y[0]
 
 

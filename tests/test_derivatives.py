@@ -103,7 +103,8 @@ PARTIALS = (4.0 * 3.0 + 1.0, 4.0 + 3.0 * np.array([6.0, 15.0]), 3.0 * np.array([
 
 
 @pytest.mark.parametrize(
-    "argnums", [0, 1, 2, -1, -3, np.int64(1), (0,), (0, 1, 2), (2, 0), (1, 0), (-1, 0), [0, 2], range(3), np.array([1, 2]), ()]
+    "argnums",
+    [0, 1, 2, -1, -3, np.int64(1), (0,), (0, 1, 2), (2, 0), (1, 0), (-1, 0), [0, 2], range(3), np.array([1, 2]), ()],
 )
 def test_argnums_choose_and_order_the_gradients(argnums):
     value, gradient = tj.value_and_grad(three, argnums)(*THREE)
@@ -220,7 +221,11 @@ def test_jacobians_have_the_shapes_of_value_and_argument(x_shape, y_shape, rng):
     weights = rng.standard_normal(y_shape + x_shape)
 
     def f(x):
-        return np.sum(weights * x, axis=tuple(range(len(y_shape), len(y_shape) + len(x_shape)))) if x_shape else weights * x
+        return (
+            np.sum(weights * x, axis=tuple(range(len(y_shape), len(y_shape) + len(x_shape))))
+            if x_shape
+            else weights * x
+        )
 
     x = rng.standard_normal(x_shape) if x_shape else 1.5
     jacobian = tj.jacobian(f)(x)
@@ -270,7 +275,10 @@ def test_outputs_as_lists_tuples_and_arrays(output, rows):
 # What does not depend, and what is named twice.
 
 
-@pytest.mark.parametrize("f", [lambda x: 3.0, lambda x: np.float64(3.0), lambda x: 3, lambda x: x[0] * 0.0 + 3.0, lambda x: tj.value(x[0]) + 2.0])
+@pytest.mark.parametrize(
+    "f",
+    [lambda x: 3.0, lambda x: np.float64(3.0), lambda x: 3, lambda x: x[0] * 0.0 + 3.0, lambda x: tj.value(x[0]) + 2.0],
+)
 def test_constant_functions_have_a_zero_gradient(f):
     x = np.array([1.0, 2.0])
     value, gradient = tj.value_and_grad(f)(x)
@@ -455,9 +463,9 @@ def test_amazing_perturbation_bug():
 
     for d in (along_one, tj.grad):
         # The derivative of a higher-order function is taken at a point: D(lambda u: shifted(u)(h)(y)) = D(h).
-        outer = d(lambda u: d(shifted(u)(np.exp))(1.0))(0.0)
+        outer = d(lambda u, d=d: d(shifted(u)(np.exp))(1.0))(0.0)
         assert_allclose(outer, math.e, rtol=1e-14)
-        twice = d(lambda u: shifted(u)(d(shifted(u)(np.exp)))(1.0))(0.0)
+        twice = d(lambda u, d=d: shifted(u)(d(shifted(u)(np.exp)))(1.0))(0.0)
         assert_allclose(twice, 2.0 * math.e, rtol=1e-14)
 
 
@@ -543,7 +551,10 @@ def test_an_inner_tangent_and_jacobian_depend_on_what_they_close_over(name, rng)
     v = rng.standard_normal(6)
 
     def f(t):
-        return tj.jvp(lambda y: body(y, w0 * t))(y0 * t, v * t)[1] + np.sum(tj.jacobian(lambda y: [body(y, w0 * t), y[0] * t])(y0)) * t
+        return (
+            tj.jvp(lambda y: body(y, w0 * t))(y0 * t, v * t)[1]
+            + np.sum(tj.jacobian(lambda y: [body(y, w0 * t), y[0] * t])(y0)) * t
+        )
 
     h = 1e-4
     expected = (8.0 * (f(0.8 + h) - f(0.8 - h)) - f(0.8 + 2 * h) + f(0.8 - 2 * h)) / (12.0 * h)
@@ -565,7 +576,9 @@ def test_the_gradient_of_an_inner_minimisation():
     shrunk = (1.0 - 2.0 * rate) ** n_steps
     value, gradient = tj.value_and_grad(tuned, (0, 1))(rate, target)
     assert_allclose(value, target + (w0 - target) * shrunk, rtol=1e-14)
-    assert_allclose(gradient, [(w0 - target) * -2.0 * n_steps * (1.0 - 2.0 * rate) ** (n_steps - 1), 1.0 - shrunk], rtol=1e-12)
+    assert_allclose(
+        gradient, [(w0 - target) * -2.0 * n_steps * (1.0 - 2.0 * rate) ** (n_steps - 1), 1.0 - shrunk], rtol=1e-12
+    )
 
 
 def test_the_gradient_of_an_inner_minimisation_of_arrays(rng):
@@ -579,7 +592,9 @@ def test_the_gradient_of_an_inner_minimisation_of_arrays(rng):
         return np.sum((a[:4] @ w - 1.0) ** 2)
 
     h = 1e-4
-    expected = (8.0 * (validation(0.3 + h) - validation(0.3 - h)) - validation(0.3 + 2 * h) + validation(0.3 - 2 * h)) / (12.0 * h)
+    expected = (
+        8.0 * (validation(0.3 + h) - validation(0.3 - h)) - validation(0.3 + 2 * h) + validation(0.3 - 2 * h)
+    ) / (12.0 * h)
     assert_allclose(tj.grad(validation)(0.3), expected, rtol=1e-9)
 
 
@@ -664,6 +679,7 @@ x1 = np.ones(2)
         (lambda: tj.grad(np.sum)(np.ones(2) * 1j), ShapeError, "got dtype complex128.*real and imaginary parts"),
         (lambda: tj.grad(np.sum)(1j), ShapeError, "got dtype complex128"),
         (lambda: tj.grad(np.sum)(np.ones(2, np.longdouble)), ShapeError, "got dtype float128|longdouble|got dtype"),
+        (lambda: tj.grad(np.sum)(np.ma.masked_array(np.ones(2), [0, 1])), ShapeError, r"is a MaskedArray.*pass np.asarray\(x\)"),
         (lambda: tj.grad(np.sum)("abc"), ShapeError, "must be real floating-point numbers"),
         (lambda: tj.grad(np.sum)(None), ShapeError, "must be real floating-point numbers, got dtype object"),
         (lambda: tj.grad(np.sum)({"a": 1.0}), ShapeError, "must be real floating-point numbers, got dtype object"),
@@ -725,7 +741,13 @@ def test_values_that_have_left_their_function_are_refused(use):
 
 @pytest.mark.parametrize(
     "use",
-    [lambda a, y: np.sum(a * y), lambda a, y: a[0] * y, lambda a, y: np.sum(a), lambda a, y: np.sum(np.concatenate([a, a])) * y, lambda a, y: (a @ a) * y],
+    [
+        lambda a, y: np.sum(a * y),
+        lambda a, y: a[0] * y,
+        lambda a, y: np.sum(a),
+        lambda a, y: np.sum(np.concatenate([a, a])) * y,
+        lambda a, y: (a @ a) * y,
+    ],
 )
 def test_arrays_that_have_left_their_function_are_refused(use):
     a = escaped_array()

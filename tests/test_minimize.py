@@ -10,7 +10,19 @@ from scipy.optimize import Bounds, LinearConstraint, NonlinearConstraint, rosen
 import tapejit as tj
 from tapejit.errors import BranchChangeError, ShapeError, TapejitError, UnsupportedError
 
-METHODS = ["CG", "BFGS", "L-BFGS-B", "TNC", "SLSQP", "Newton-CG", "trust-ncg", "trust-krylov", "trust-constr", "dogleg", "trust-exact"]
+METHODS = [
+    "CG",
+    "BFGS",
+    "L-BFGS-B",
+    "TNC",
+    "SLSQP",
+    "Newton-CG",
+    "trust-ncg",
+    "trust-krylov",
+    "trust-constr",
+    "dogleg",
+    "trust-exact",
+]
 SECOND_ORDER = METHODS[5:]
 START = np.array([-1.2, 1.0])
 
@@ -151,7 +163,9 @@ def test_bounds(method, bounds):
 
 
 def test_bounds_of_a_matrix():
-    result = tj.minimize(lambda x: np.sum((x - 3.0) ** 2), np.zeros((2, 2)), bounds=[(None, 1.0), (None, 2.0), (None, None), (4.0, None)])
+    result = tj.minimize(
+        lambda x: np.sum((x - 3.0) ** 2), np.zeros((2, 2)), bounds=[(None, 1.0), (None, 2.0), (None, None), (4.0, None)]
+    )
     assert_allclose(result.x, [[1.0, 2.0], [3.0, 4.0]], atol=1e-7)
 
 
@@ -166,12 +180,14 @@ def circle(x):
         {"type": "eq", "fun": lambda x: circle(x) - 2.0},
         {"type": "eq", "fun": lambda x, r: circle(x) - r, "args": (2.0,)},
         NonlinearConstraint(circle, 2.0, 2.0),
-        [NonlinearConstraint(lambda x: [circle(x), x[0] * x[1]], [2.0, -9.0], [2.0, 9.0])],
+        [NonlinearConstraint(lambda x: [circle(x), np.sin(x[0] - x[1])], [2.0, 0.0], [2.0, 0.0])],
     ],
 )
 def test_nonlinear_constraints_with_exact_jacobians(method, constraint):
     """The largest sum on a circle of radius sqrt 2."""
-    result = tj.minimize(lambda x: -np.sum(x), np.array([0.5, 0.2]), method=method, constraints=constraint, options=options(method))
+    result = tj.minimize(
+        lambda x: -np.sum(x), np.array([0.5, 0.2]), method=method, constraints=constraint, options=options(method)
+    )
     assert_allclose(result.x, [1.0, 1.0], atol=1e-5)
 
 
@@ -179,7 +195,13 @@ def test_nonlinear_constraints_with_exact_jacobians(method, constraint):
 def test_inequalities_and_linear_constraints(method):
     inequality = {"type": "ineq", "fun": lambda x: 1.0 - circle(x)}
     linear = LinearConstraint([[1.0, -1.0]], [0.0], [0.0])
-    result = tj.minimize(lambda x: -x[0] - 2.0 * x[1], np.array([0.1, 0.1]), method=method, constraints=[inequality, linear], options=options(method))
+    result = tj.minimize(
+        lambda x: -x[0] - 2.0 * x[1],
+        np.array([0.1, 0.1]),
+        method=method,
+        constraints=[inequality, linear],
+        options=options(method),
+    )
     assert_allclose(result.x, np.full(2, np.sqrt(0.5)), atol=1e-3)
 
 
@@ -191,7 +213,9 @@ def test_constraints_are_differentiated_exactly():
         seen.append(isinstance(x, tj.Array))
         return [np.exp(x[0]) * x[1]]
 
-    result = tj.minimize(circle, np.array([0.5, 0.5]), method="trust-constr", constraints=NonlinearConstraint(constraint, 1.0, 1.0))
+    result = tj.minimize(
+        circle, np.array([0.5, 0.5]), method="trust-constr", constraints=NonlinearConstraint(constraint, 1.0, 1.0)
+    )
     assert any(seen)
     x = result.x
     assert_allclose(np.reshape(result.constr_jac[0], -1), [np.exp(x[0]) * x[1], np.exp(x[0])], rtol=1e-12)
@@ -205,7 +229,9 @@ def test_constraints_on_a_matrix_see_its_shape():
         seen.add(np.shape(x))
         return np.sum(x, axis=0) - 1.0
 
-    result = tj.minimize(lambda x: np.sum(x * x), np.ones((2, 2)), method="SLSQP", constraints={"type": "eq", "fun": constraint})
+    result = tj.minimize(
+        lambda x: np.sum(x * x), np.ones((2, 2)), method="SLSQP", constraints={"type": "eq", "fun": constraint}
+    )
     assert seen == {(2, 2)}
     assert_allclose(result.x, np.full((2, 2), 0.5), atol=1e-8)
 
@@ -217,7 +243,12 @@ def test_a_jacobian_of_the_caller_s_own_is_used():
         calls.append(1)
         return 2.0 * x
 
-    tj.minimize(lambda x: -np.sum(x), [0.5, 0.2], method="SLSQP", constraints={"type": "eq", "fun": lambda x: circle(x) - 2.0, "jac": jac})
+    tj.minimize(
+        lambda x: -np.sum(x),
+        [0.5, 0.2],
+        method="SLSQP",
+        constraints={"type": "eq", "fun": lambda x: circle(x) - 2.0, "jac": jac},
+    )
     assert calls
 
 
@@ -239,7 +270,9 @@ def test_callbacks_of_both_styles(method, style):
             assert np.isfinite(intermediate_result.fun)
 
     start = np.full((1, 2), 1.2)
-    result = tj.minimize(lambda x: rosenbrock(np.reshape(x, -1)), start, method=method, callback=callback, options=options(method))
+    result = tj.minimize(
+        lambda x: rosenbrock(np.reshape(x, -1)), start, method=method, callback=callback, options=options(method)
+    )
     assert points and all(point.shape == (1, 2) for point in points)
     assert_allclose(points[-1], result.x, atol=1e-3)
     assert len({point.tobytes() for point in points}) > 1, "all points are one array"
@@ -306,7 +339,9 @@ def test_a_start_outside_the_domain_says_so(method, f, what):
     assert result.n_not_finite >= 1
 
 
-@pytest.mark.parametrize("method", ["CG", "BFGS", "L-BFGS-B", "TNC", "Newton-CG", "trust-ncg", "trust-krylov", "trust-exact"])
+@pytest.mark.parametrize(
+    "method", ["CG", "BFGS", "L-BFGS-B", "TNC", "Newton-CG", "trust-ncg", "trust-krylov", "trust-exact"]
+)
 def test_a_line_search_steps_back_from_outside_the_domain(method):
     """-log has a barrier at 0: long steps lead outside."""
 
@@ -404,16 +439,30 @@ def test_branches_in_methods_with_second_derivatives(method):
 
 @pytest.mark.parametrize("method", ["Nelder-Mead", "Powell", "COBYLA", "COBYQA", "nonsense", None])
 def test_methods_without_derivatives_are_refused(method):
-    with pytest.raises(UnsupportedError, match="uses no derivatives; choose one of CG, BFGS, L-BFGS-B.*or call SciPy itself"):
+    with pytest.raises(
+        UnsupportedError, match="uses no derivatives; choose one of CG, BFGS, L-BFGS-B.*or call SciPy itself"
+    ):
         tj.minimize(rosenbrock, START, method=method)
 
 
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda: tj.minimize(rosenbrock, np.ones(2) * 1j), ShapeError, "x0 must be real floating-point numbers, got dtype complex128"),
-        (lambda: tj.minimize(rosenbrock, np.arange(2)), ShapeError, "x0 must be real floating-point numbers, got dtype int64"),
-        (lambda: tj.minimize(lambda x: x * 2.0, START), ShapeError, "a gradient needs a function that returns a scalar"),
+        (
+            lambda: tj.minimize(rosenbrock, np.ones(2) * 1j),
+            ShapeError,
+            "x0 must be real floating-point numbers, got dtype complex128",
+        ),
+        (
+            lambda: tj.minimize(rosenbrock, np.arange(2)),
+            ShapeError,
+            "x0 must be real floating-point numbers, got dtype int64",
+        ),
+        (
+            lambda: tj.minimize(lambda x: x * 2.0, START),
+            ShapeError,
+            "a gradient needs a function that returns a scalar",
+        ),
         (lambda: tj.minimize(lambda x: None, START), ShapeError, "the function returned None"),
         (lambda: tj.minimize(3.0, START), TypeError, "expected a function to differentiate"),
         (lambda: tj.minimize(lambda x: float(x[0]), START), TapejitError, "turned into a plain float"),

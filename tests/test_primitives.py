@@ -14,8 +14,12 @@ from tapejit.ops import Interval
 softsign = tj.primitive("primitives_softsign", "x / (1 + abs(x))", "1 / square(1 + abs(x))", kink="1 at x = 0")
 blend = tj.primitive("primitives_blend", "x * exp(-y) + y * y", ("exp(-y)", "-x * exp(-y) + 2 * y"))
 half_log = tj.primitive("primitives_half_log", "log(x) / 2", "1 / (2 * x)", domain=(Interval(low=0.0, low_open=True),))
-by_hand = tj.primitive("primitives_by_hand", "sin(x) * sin(x)", "2 * sin(x) * cos(x)", seconds=("2 * (cos(x) * cos(x) - sin(x) * sin(x))",))
-of_another = tj.primitive("primitives_of_another", "primitives_softsign(x) * y", ("y / square(1 + abs(x))", "primitives_softsign(x)"))
+by_hand = tj.primitive(
+    "primitives_by_hand", "sin(x) * sin(x)", "2 * sin(x) * cos(x)", seconds=("2 * (cos(x) * cos(x) - sin(x) * sin(x))",)
+)
+of_another = tj.primitive(
+    "primitives_of_another", "primitives_softsign(x) * y", ("y / square(1 + abs(x))", "primitives_softsign(x)")
+)
 
 # Each beside the same in supported functions.
 PAIRS = {
@@ -127,7 +131,12 @@ def test_check_grads_accepts_them(pair):
 
 
 def test_debug_names_the_domain_and_the_primitive():
-    with tj.debug(), pytest.raises(DomainError, match=r"primitives_half_log\(x\) needs x > 0, got x = -1.0 in slot 2 \(test_primitives.py:\d+"):
+    with (
+        tj.debug(),
+        pytest.raises(
+            DomainError, match=r"primitives_half_log\(x\) needs x > 0, got x = -1.0 in slot 2 \(test_primitives.py:\d+"
+        ),
+    ):
         tj.grad(lambda x: half_log(x))(-1.0)
     with tj.debug(), pytest.raises(DomainError, match=r"primitives_half_log\(x\) needs x > 0, got x = -2.0"):
         tj.grad(lambda x: np.sum(half_log(x)))(np.array([1.0, -2.0]))
@@ -161,8 +170,14 @@ def test_a_primitive_pickles():
 
 
 BAD = {
-    "another definition": (("primitives_softsign", "x", "1"), "there is a primitive 'primitives_softsign' already, with another definition"),
-    "another kink only": (("primitives_softsign", "x / (1 + abs(x))", "1 / square(1 + abs(x))"), "already, with another definition"),
+    "another definition": (
+        ("primitives_softsign", "x", "1"),
+        "there is a primitive 'primitives_softsign' already, with another definition",
+    ),
+    "another kink only": (
+        ("primitives_softsign", "x / (1 + abs(x))", "1 / square(1 + abs(x))"),
+        "already, with another definition",
+    ),
     "a built-in name": (("sin", "x", "1"), "there is a primitive 'sin' already"),
     "a name that is none": (("not a name", "x", "1"), "must be an identifier, got 'not a name'"),
     "no partials": (("primitives_bad", "x", ()), "one or two partials; got 0"),
@@ -186,7 +201,10 @@ BAD = {
     "a comprehension": (("primitives_bad", "[x for x in y]", "1"), None),
     "an import": (("primitives_bad", "__import__('os')", "1"), None),
     "too few domains": (("primitives_bad", "x + y", ("1", "1"), (Interval(),)), "2 partials and 1 domains"),
-    "too few second partials": (("primitives_bad", "x * y", ("y", "x"), None, "", ("0",)), r"seconds are \(xx,\) for one operand"),
+    "too few second partials": (
+        ("primitives_bad", "x * y", ("y", "x"), None, "", ("0",)),
+        r"seconds are \(xx,\) for one operand",
+    ),
 }
 
 
@@ -215,6 +233,9 @@ def test_complex_and_text_are_refused():
 
 
 def test_shapes_that_do_not_broadcast_are_refused():
-    for f in (lambda: blend(np.ones(2), np.ones(3)), lambda: tj.grad(lambda x: np.sum(blend(x, np.ones(3))))(np.ones(2))):
+    for f in (
+        lambda: blend(np.ones(2), np.ones(3)),
+        lambda: tj.grad(lambda x: np.sum(blend(x, np.ones(3))))(np.ones(2)),
+    ):
         with pytest.raises(ValueError, match="broadcast"):
             f()

@@ -137,7 +137,9 @@ def test_elementwise_programs_are_equal_to_the_last_bit_in_blocks_and_in_scalar_
 
 
 @settings(max_examples=40)
-@given(program=programs.array_programs(max_size=5), shape=programs.shapes(limit=300), seed=SEEDS, scale=st.floats(0.5, 1.5))
+@given(
+    program=programs.array_programs(max_size=5), shape=programs.shapes(limit=300), seed=SEEDS, scale=st.floats(0.5, 1.5)
+)
 def test_gradients_agree_under_a_nested_closure(program, shape, seed, scale):
     """An inner gradient, closing over the outer variable, against the plain second derivative."""
     f = programs.array_function(program)
@@ -164,7 +166,9 @@ def test_programs_have_the_gradient_that_differences_say(program, shape, seed):
         x = programs.points(shape, seed + attempt)
         direction = rng.standard_normal(shape)
         h = 1e-5
-        expected = (8.0 * (f(x + h * direction) - f(x - h * direction)) - f(x + 2 * h * direction) + f(x - 2 * h * direction)) / (12.0 * h)
+        expected = (
+            8.0 * (f(x + h * direction) - f(x - h * direction)) - f(x + 2 * h * direction) + f(x - 2 * h * direction)
+        ) / (12.0 * h)
         actual = np.vdot(tj.grad(f)(x), direction)
         if abs(actual - expected) <= 1e-6 * (1.0 + abs(expected)):
             return

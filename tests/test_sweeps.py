@@ -15,7 +15,12 @@ from tapejit.workspace import forget
 W = np.random.default_rng(5).standard_normal((6, 4))
 
 PROGRAMS = {
-    "scalars": lambda x: [np.sin(x[0]) * x[1], x[2] / (1.5 + x[3] ** 2), np.hypot(x[0], x[5]) - x[4], np.exp(x[1]) * x[0] ** 3],
+    "scalars": lambda x: [
+        np.sin(x[0]) * x[1],
+        x[2] / (1.5 + x[3] ** 2),
+        np.hypot(x[0], x[5]) - x[4],
+        np.exp(x[1]) * x[0] ** 3,
+    ],
     "elementwise": lambda x: np.sin(x) * np.exp(-x[::-1]) / (2.0 + x),
     "long elementwise": lambda x: np.sin(np.tile(x, 120) * 0.5) ** 2 + np.cos(np.tile(x, 120)),
     "sums": lambda x: np.sum(np.reshape(np.tile(x, 4), (4, 6)) ** 2, axis=0) * np.mean(x),
@@ -24,7 +29,9 @@ PROGRAMS = {
     "where": lambda x: np.where(x > 0.0, x * x, np.sin(x)) * np.maximum(x, 0.25),
     "fancy": lambda x: np.exp(x[[0, 0, 1, 5]]) * x[2:] + x[np.array([3])],
     "in place": lambda x: _in_place(x),
-    "reductions": lambda x: np.array([np.max(x), np.min(x * x), np.linalg.norm(x), np.prod(x), np.std(x), np.sum(np.cumsum(x) ** 2)]),
+    "reductions": lambda x: np.array(
+        [np.max(x), np.min(x * x), np.linalg.norm(x), np.prod(x), np.std(x), np.sum(np.cumsum(x) ** 2)]
+    ),
     "special": lambda x: scipy.special.erf(x) + scipy.special.gammaln(2.5 + x) * scipy.special.expit(x),
     "repeated outputs": lambda x: np.array([x[0], x[0], x[1] * x[0], x[0]]),
     "constant outputs": lambda x: np.concatenate([np.ones(2), x[:2] * 2.0, np.zeros(1)]),
@@ -113,7 +120,9 @@ def test_reverse_keeps_the_adjoint_of_every_slot(recording, rng):
     tangent = np.zeros(scalars.n_slots)
     tangent[scalars.input_index()] = x_dot
     sweeps.tangent(scalars, tangent)
-    assert_allclose(adjoint[scalars.input_index()] @ x_dot, y_bar @ tangent[scalars.output_slots], rtol=1e-11, atol=1e-13)
+    assert_allclose(
+        adjoint[scalars.input_index()] @ x_dot, y_bar @ tangent[scalars.output_slots], rtol=1e-11, atol=1e-13
+    )
 
 
 def test_reverse_adds_to_what_is_there(rng):
@@ -185,7 +194,9 @@ def test_forward_with_another_array_leaves_the_tape_alone(recording):
 
 SECOND = {
     "scalars": lambda x: np.sin(x[0]) * x[1] / x[2] + x[3] ** x[2] + np.exp(x[4] * x[5]) + x[0] / (x[1] - 3.0),
-    "all rows of two operands": lambda x: np.arctan2(x[0], x[1]) + np.hypot(x[2], x[3]) + np.logaddexp(x[4], x[5]) + np.power(x[0], x[2]),
+    "all rows of two operands": lambda x: (
+        np.arctan2(x[0], x[1]) + np.hypot(x[2], x[3]) + np.logaddexp(x[4], x[5]) + np.power(x[0], x[2])
+    ),
     "elementwise": lambda x: np.sum(np.sin(x) * np.exp(-x[::-1]) / (2.0 + x)),
     "broadcast": lambda x: np.sum(np.outer(x, x) ** 2 * x[:, None] + x[0]),
     "long": lambda x: np.sum(np.sin(np.tile(x, 120) * x[0]) ** 2),
@@ -210,7 +221,10 @@ def test_second_order_against_nested_transforms_and_differences(name, rng):
     nested = tj.jacobian(tj.grad(f))(x)
     assert_allclose(hessian, nested, rtol=1e-11, atol=1e-12)
     h = 1e-4
-    columns = [(8.0 * (tj.grad(f)(x + h * e) - tj.grad(f)(x - h * e)) - tj.grad(f)(x + 2 * h * e) + tj.grad(f)(x - 2 * h * e)) for e in np.eye(6)]
+    columns = [
+        (8.0 * (tj.grad(f)(x + h * e) - tj.grad(f)(x - h * e)) - tj.grad(f)(x + 2 * h * e) + tj.grad(f)(x - 2 * h * e))
+        for e in np.eye(6)
+    ]
     assert_allclose(hessian, np.array(columns).T / (12.0 * h), rtol=1e-7, atol=1e-7)
     v = rng.standard_normal(6)
     assert_allclose(tj.hvp(f)(x, v), hessian @ v, rtol=1e-12, atol=1e-12)
@@ -326,7 +340,9 @@ def test_active_matmul_with_infinite_factors():
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-@pytest.mark.parametrize("f", [lambda x: x[0] * x[1] + x[2] * 3.0, lambda x: np.sum(x * np.array([1.0, 2.0, 3.0])), lambda x: np.dot(x, x)])
+@pytest.mark.parametrize(
+    "f", [lambda x: x[0] * x[1] + x[2] * 3.0, lambda x: np.sum(x * np.array([1.0, 2.0, 3.0])), lambda x: np.dot(x, x)]
+)
 def test_values_that_are_not_finite_propagate_as_in_numpy(f, bad):
     x = np.array([bad, 2.0, 3.0])
     value, gradient = tj.value_and_grad(f)(x)
@@ -355,7 +371,9 @@ ELEMENTWISE = {
     "functions": lambda x: np.sin(np.exp(x) * 0.3) + np.log1p(x * x) * np.tanh(x),
     "special": lambda x: scipy.special.erf(x) * scipy.special.gammaln(x + 2.5) + scipy.special.expit(x),
     "powers": lambda x: x**2 + x**3 - (x + 2.0) ** 2.5 + (x + 2.0) ** -1 + np.power(x + 2.0, x),
-    "piecewise": lambda x: np.maximum(x, 0.25) + abs(x) * np.where(x > 0.1, x, 2.0) + np.remainder(x, 0.3) + np.floor(x),
+    "piecewise": lambda x: (
+        np.maximum(x, 0.25) + abs(x) * np.where(x > 0.1, x, 2.0) + np.remainder(x, 0.3) + np.floor(x)
+    ),
     "chain of forty": lambda x: _chain(x, 40),
     "chain of seventy": lambda x: _chain(x, 70),
 }

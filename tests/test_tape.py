@@ -29,7 +29,12 @@ def test_a_slot_is_one_instruction_and_its_number_is_its_position():
     assert_array_equal(tape.lhs, [0, 0, 0, 1, 3])
     assert_array_equal(tape.rhs, [0, 0, 0, 2, 1])
     assert_array_equal(tape.value, [0.0, 3.0, 4.0, 12.0, 9.0])
-    assert [part.dtype for part in (tape.opcode, tape.lhs, tape.rhs, tape.value)] == [np.uint8, np.int32, np.int32, np.float64]
+    assert [part.dtype for part in (tape.opcode, tape.lhs, tape.rhs, tape.value)] == [
+        np.uint8,
+        np.int32,
+        np.int32,
+        np.float64,
+    ]
 
 
 def test_operands_stand_before_their_results(rng):
@@ -189,7 +194,12 @@ def test_a_block_that_does_not_fit_is_refused_whole():
         y = x + x
         tape.max_slots = tape.n_slots + 5
         before = tape.to_string()
-        for compute in (lambda: x * y, lambda: np.outer(x, y) @ x, lambda: x[::-1] * 2.0, lambda: tape.input(np.ones(6))):
+        for compute in (
+            lambda: x * y,
+            lambda: np.outer(x, y) @ x,
+            lambda: x[::-1] * 2.0,
+            lambda: tape.input(np.ones(6)),
+        ):
             with pytest.raises(TapeFullError, match="int32"):
                 compute()
         assert tape.to_string() == before

@@ -48,7 +48,9 @@ def test_a_wrong_partial_fails_and_names_the_input(modes):
     def f(x):
         return np.sum(np.cos(x)) + off(x[3])
 
-    with pytest.raises(AssertionError, match=r"forward mode, order 1, against differences.*Along args\[0\]\[3\] alone") as error:
+    with pytest.raises(
+        AssertionError, match=r"forward mode, order 1, against differences.*Along args\[0\]\[3\] alone"
+    ) as error:
         check_grads(f, np.linspace(0.1, 1.0, 8), modes=modes)
     *_, ours, reference, difference = figures(error)
     x = np.linspace(0.1, 1.0, 8)[3]
@@ -120,7 +122,9 @@ def test_tolerances_and_argnums():
     check_grads(lambda x, y: x * off(y), (0.5, 0.3), argnums=0)
     with pytest.raises(AssertionError, match=r"args\[1\]"):
         check_grads(lambda x, y: x * off(y), (0.5, 0.3), argnums=(1,))
-    with pytest.raises(ValueError, match="no argument is a real floating-point number; name those to check with argnums"):
+    with pytest.raises(
+        ValueError, match="no argument is a real floating-point number; name those to check with argnums"
+    ):
         check_grads(lambda n: n, 3)
 
 

@@ -10,7 +10,14 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
 import tapejit as tj
-from tapejit.errors import BranchChangeError, PassiveConversionError, ShapeError, TapeError, TapejitError, UnsupportedError
+from tapejit.errors import (
+    BranchChangeError,
+    PassiveConversionError,
+    ShapeError,
+    TapeError,
+    TapejitError,
+    UnsupportedError,
+)
 
 OPERATORS = {
     "+": (operator.add, lambda x, y: (1.0, 1.0)),
@@ -355,7 +362,10 @@ def test_a_replay_that_would_branch_otherwise_is_refused_and_keeps_the_values():
     with tj.Tape() as tape:
         x = tape.input(3.0)
         f = x * x if x > 1.0 else -x
-    with pytest.raises(BranchChangeError, match=r"greater\(%1 \(0.5\), %2 \(1\)\) was true when recorded, now false \(slot 3; test_variable.py:\d+"):
+    with pytest.raises(
+        BranchChangeError,
+        match=r"greater\(%1 \(0.5\), %2 \(1\)\) was true when recorded, now false \(slot 3; test_variable.py:\d+",
+    ):
         tape.forward([0.5])
     assert (x.value, f.value) == (3.0, 9.0)
     tape.forward([2.0])
@@ -448,7 +458,9 @@ def test_a_chain_of_a_million_operations():
 
 
 def test_a_fan_in_of_many_operands():
-    assert_array_equal(tj.grad(lambda x: sum(x[i] * x[i] for i in range(1000)))(np.arange(1000.0)), 2.0 * np.arange(1000.0))
+    assert_array_equal(
+        tj.grad(lambda x: sum(x[i] * x[i] for i in range(1000)))(np.arange(1000.0)), 2.0 * np.arange(1000.0)
+    )
 
 
 # Comparisons and decisions.
@@ -491,7 +503,7 @@ def test_a_number_in_a_condition_is_compared_with_zero():
         x = tape.input(2.0)
         assert x and not (x - x)
         assert (x or 3.0) is x
-        assert not (not x)  # noqa: SIM208
+        assert not (not x)
     tape.forward([1.0])
     with pytest.raises(BranchChangeError):
         tape.forward([0.0])
@@ -588,7 +600,13 @@ def test_values_of_two_unrelated_tapes_do_not_mix():
         x = tape.input(2.0)
     with tj.Tape() as other:
         y = other.input(3.0)
-        for compute in (lambda: x * y, lambda: y + x, lambda: x < y, lambda: np.hypot(x, y), lambda: np.array([x, y]) * 2.0):
+        for compute in (
+            lambda: x * y,
+            lambda: y + x,
+            lambda: x < y,
+            lambda: np.hypot(x, y),
+            lambda: np.array([x, y]) * 2.0,
+        ):
             with pytest.raises(TapeError, match="unrelated tapes.*tj.value|is not being recorded.*tj.value"):
                 compute()
     assert (tape.n_slots, other.n_slots) == (2, 2)

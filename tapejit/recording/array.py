@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 
 from tapejit import ops
+from tapejit.blocks import Operand
 from tapejit.errors import PassiveConversionError, ShapeError, TapeError, UnsupportedError
 from tapejit.layout import DATA, SLOTS, TABLE
 from tapejit.recording.recorder import Tape, innermost, real_array, source_line
 from tapejit.recording.variable import Truth, Variable, lift_scalar
-from tapejit.blocks import Operand
 
 __all__ = ["Array", "Storage", "lift_array", "operand_for", "scalar_or_array"]
 
@@ -467,6 +467,14 @@ def actives(x: Any) -> list[Variable | Array]:
     return [found for element in x for found in actives(element)] if isinstance(x, (list, tuple)) else []
 
 
+def refuse_special(x: Any) -> None:
+    """Raise UnsupportedError for kinds of ndarray whose meaning the slots would lose: masks, and the products of matrices."""
+    if isinstance(x, (np.ma.MaskedArray, np.matrix)):
+        raise UnsupportedError(
+            f"{type(x).__name__} and active values do not mix ({source_line()}); pass x.filled(...) or np.asarray(x) and write np.where or @"
+        )
+
+
 def lift_array(tape: Tape, x: Any) -> Array:
     """Anything array-like as an array of slots of this tape; plain numbers become constants.
 
@@ -489,6 +497,7 @@ def lift_array(tape: Tape, x: Any) -> Array:
         return Array.of_run(tape, lift_scalar(tape, x).slot, (), isinstance(x, Truth))
     if isinstance(x, (list, tuple)) and is_active(x):
         return _stacked(tape, [lift_array(tape, element) for element in x])
+    refuse_special(x)
     numbers = x if isinstance(x, np.ndarray) else np.asarray(x)
     if numbers.dtype == object:
         slots = np.array([lift_scalar(tape, element).slot for element in numbers.reshape(-1)], dtype=np.int32)

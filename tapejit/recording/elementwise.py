@@ -17,7 +17,16 @@ from tapejit import ops
 from tapejit.errors import PassiveConversionError, UnsupportedError
 from tapejit.layout import ELEMENTWISE
 from tapejit.ops import CODE, Op
-from tapejit.recording.array import Array, actives, is_active, is_boolean, lift_array, operand_for, scalar_or_array
+from tapejit.recording.array import (
+    Array,
+    actives,
+    is_active,
+    is_boolean,
+    lift_array,
+    operand_for,
+    refuse_special,
+    scalar_or_array,
+)
 from tapejit.recording.recorder import Tape, innermost, source_line
 from tapejit.recording.variable import Truth, Variable, lift_scalar, power_lowered, record_scalar
 from tapejit.sweeps.primitives import primitive_table
@@ -47,6 +56,7 @@ def prepared(x: Any) -> Any:
         return x
     if is_active(x):
         return lift_array(innermost(actives(x)), x)
+    refuse_special(x)
     x = np.asarray(x)
     if x.dtype.kind not in "fiub":
         raise UnsupportedError(f"active values are real, got an operand of dtype {x.dtype} ({source_line()})")

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from tapejit import ops
+from tapejit.blocks import Block, Operand
 from tapejit.errors import TapeError
 from tapejit.expressions import Tree, compile_program
 from tapejit.layout import DATA, ELEMENTWISE, SUM
@@ -22,7 +23,6 @@ from tapejit.recording.recorder import Tape, open_tapes
 from tapejit.recording.reductions import matmul, sum_of
 from tapejit.sweeps.primitives import primitive_table
 from tapejit.sweeps.transcribe import active_run, program_table, reverse_run, slots_needed, tangent_run
-from tapejit.blocks import Block, Operand
 
 __all__ = ["Transcript", "outer_tape"]
 
@@ -38,7 +38,9 @@ def outer_tape(tapes: Sequence[Tape]) -> Tape:
     stack = open_tapes()
     for tape in tapes:
         if tape not in stack:
-            raise TapeError("a value of a tape that is not being recorded any more is used in a nested transform; pass tj.value(x)")
+            raise TapeError(
+                "a value of a tape that is not being recorded any more is used in a nested transform; pass tj.value(x)"
+            )
     return max(tapes, key=stack.index)
 
 
@@ -57,7 +59,9 @@ class Transcript:
 
     def __init__(self, inner: Tape, outer: Tape, sources: Sequence[Array]) -> None:
         self.inner, self.outer = inner, outer
-        slots = [(first, array.slots().reshape(-1)) for (first, _), array in zip(inner.input_slots, sources, strict=True)]
+        slots = [
+            (first, array.slots().reshape(-1)) for (first, _), array in zip(inner.input_slots, sources, strict=True)
+        ]
         for first, there, tape in inner.links:
             if tape is not outer:
                 there = lift_array(outer, Array.of_slots(tape, there)).slots().reshape(-1)
@@ -81,7 +85,9 @@ class Transcript:
                 active_run(inner.opcode, inner.lhs, inner.rhs, start, stop, active)
             else:
                 reads = block.operands[1:] if block.code == ops.SELECT else block.operands
-                active[start:stop] = any(active[slots].any() for slots in map(self._reads(block), reads) if slots is not None)
+                active[start:stop] = any(
+                    active[slots].any() for slots in map(self._reads(block), reads) if slots is not None
+                )
         return active
 
     def _segments(self) -> Iterator[tuple[int, int, Block | None]]:
@@ -119,7 +125,21 @@ class Transcript:
         count = np.array([outer.n_slots], np.int64)
         own = (inner.opcode, inner.lhs, inner.rhs)
         functions = primitive_table("value", n_user)
-        kernel(own, start, stop, self.shift, self.active, adjoint, steps, entries, constants, count, (opcode, lhs, rhs), value, functions)
+        kernel(
+            own,
+            start,
+            stop,
+            self.shift,
+            self.active,
+            adjoint,
+            steps,
+            entries,
+            constants,
+            count,
+            (opcode, lhs, rhs),
+            value,
+            functions,
+        )
         outer.took_room(int(count[0]), n_user)
 
     # Reverse.
@@ -170,7 +190,10 @@ class Transcript:
         m, k, n = block.shape
         a, b = (self._operand(block, operand) for operand in block.operands)
         g = np.reshape(g, (m, n))
-        for operand, product in ((block.operands[0], lambda: matmul(g, np.transpose(b))), (block.operands[1], lambda: matmul(np.transpose(a), g))):
+        for operand, product in (
+            (block.operands[0], lambda: matmul(g, np.transpose(b))),
+            (block.operands[1], lambda: matmul(np.transpose(a), g)),
+        ):
             slots = reads(operand)
             if slots is not None and self.active[slots].any():
                 self._scatter(bar, slots.reshape(-1), self.active[slots].reshape(-1), np.reshape(product(), -1))
@@ -250,12 +273,15 @@ class Transcript:
             else:
                 t = self._tangent_block(block, dot)
                 if t is not None:
-                    dot[start:stop] = lift_array(self.outer, np.broadcast_to(t, block.shape if block.kind == ELEMENTWISE else np.shape(t))).slots().reshape(-1)
+                    shape = block.shape if block.kind == ELEMENTWISE else np.shape(t)
+                    dot[start:stop] = lift_array(self.outer, np.broadcast_to(t, shape)).slots().reshape(-1)
         return dot[output]
 
     def _tangent_block(self, block: Block, dot: np.ndarray) -> Any:
         reads = [self._reads(block)(operand) for operand in block.operands]
-        dots: list[Any] = [None if slots is None or not dot[slots].any() else _array(self.outer, dot[slots]) for slots in reads]
+        dots: list[Any] = [
+            None if slots is None or not dot[slots].any() else _array(self.outer, dot[slots]) for slots in reads
+        ]
         if all(d is None for d in dots):
             return None
         if block.kind == SUM:

@@ -124,10 +124,9 @@ def value(x: Any) -> Any:
     >>> tj.grad(lambda x: x * tj.value(x))(3.0)
     3.0
     """
-    if isinstance(x, Truth):
-        return bool(x._value)
     if isinstance(x, Variable):
-        return float(x._value)
+        number = x.tape.value_at(x.slot)
+        return bool(number) if isinstance(x, Truth) else number
     if isinstance(x, Array):
         return x.value
     if isinstance(x, (list, tuple)):

@@ -136,7 +136,15 @@ class Tape(FlatTape):
     def __getstate__(self) -> dict:
         if self._links:
             raise TapeError("this tape refers to values of another tape, which is being recorded: it cannot be pickled")
-        return {**super().__getstate__(), "_grad": self._grad, "_links": [], "_linked": {}, "_data": {}, "_borrowed": [], "_locked": [], "_numbers": {}, "is_replayed": self.is_replayed}
+        fresh: dict[str, Any] = {
+            "_links": [],
+            "_linked": {},
+            "_data": {},
+            "_borrowed": [],
+            "_locked": [],
+            "_numbers": {},
+        }
+        return {**super().__getstate__(), **fresh, "_grad": self._grad, "is_replayed": self.is_replayed}
 
     # Opening and closing.
 
@@ -207,7 +215,12 @@ class Tape(FlatTape):
     def data_for_block(self, data: np.ndarray) -> np.ndarray:
         """The passive array that a block keeps: `data` itself where nobody can change it, else a copy, one for each content."""
         contiguous = data.flags.c_contiguous or data.flags.f_contiguous
-        if data.dtype == np.float64 and contiguous and not data.flags.writeable and (_owned_read_only(data) or self._is_borrowed(data)):
+        if (
+            data.dtype == np.float64
+            and contiguous
+            and not data.flags.writeable
+            and (_owned_read_only(data) or self._is_borrowed(data))
+        ):
             return data
         fresh = np.array(data, dtype=np.float64, order="K" if contiguous else "C")
         key = (data.__array_interface__["data"][0], data.shape, data.strides, data.dtype.str)
@@ -265,7 +278,9 @@ class Tape(FlatTape):
         if not _local.debugging:
             return
         op = ops.op_coded(code)
-        arrays = np.broadcast_arrays(*(np.asarray(operand, dtype=float) for operand in operands), np.asarray(result, dtype=float))
+        arrays = np.broadcast_arrays(
+            *(np.asarray(operand, dtype=float) for operand in operands), np.asarray(result, dtype=float)
+        )
         *inputs, outcome = (a.reshape(-1) for a in arrays)
         clean = np.ones(outcome.shape, bool)
         for numbers in inputs:
@@ -411,7 +426,9 @@ class Tape(FlatTape):
         op = ops.op_coded(code)
         if code == ops.BLOCK or op.arity == 0:
             return f"a decision on slot {slot}"
-        operands = [f"%{operand} ({float(value[operand]):.6g})" for operand in (self.lhs[slot], self.rhs[slot])[: op.arity]]
+        operands = [
+            f"%{operand} ({float(value[operand]):.6g})" for operand in (self.lhs[slot], self.rhs[slot])[: op.arity]
+        ]
         return f"{op.name}({', '.join(operands)})"
 
 
@@ -471,11 +488,17 @@ def real_array(x: Any, what: str) -> np.ndarray:
     ShapeError
         If it holds something other than real numbers, or more precision than float64.
     """
+    if isinstance(x, (np.matrix, np.ma.MaskedArray)):
+        raise ShapeError(f"{what} is a {type(x).__name__}, which computes otherwise than an array; pass np.asarray(x)")
     if not isinstance(x, np.ndarray):
         x = np.asarray(x)
         if x.dtype.kind in "iu" or x.size == 0:
             x = x.astype(np.float64)
     if x.dtype.kind != "f" or x.dtype.itemsize > 8:
-        remedy = "pass x.astype(float)" if x.dtype.kind in "biu" else "pass an array of floats (real and imaginary parts are two inputs)"
+        remedy = (
+            "pass x.astype(float)"
+            if x.dtype.kind in "biu"
+            else "pass an array of floats (real and imaginary parts are two inputs)"
+        )
         raise ShapeError(f"{what} must be real floating-point numbers, got dtype {x.dtype}; {remedy}")
     return x.astype(np.float64, copy=False)

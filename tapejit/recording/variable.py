@@ -100,7 +100,9 @@ class Variable:
 
     def astype(self, dtype: Any, copy: bool = True) -> Variable:
         if np.dtype(dtype) != np.float64:
-            raise UnsupportedError(f"active values are float64; astype({np.dtype(dtype)}) would change them ({source_line()})")
+            raise UnsupportedError(
+                f"active values are float64; astype({np.dtype(dtype)}) would change them ({source_line()})"
+            )
         return self
 
     def __repr__(self) -> str:
@@ -159,7 +161,9 @@ class Variable:
 
     def __round__(self, n_digits: int | None = None) -> Variable:
         if n_digits:
-            raise UnsupportedError(f"round(x, {n_digits}) of an active value is not supported ({source_line()}); write np.rint(x)")
+            raise UnsupportedError(
+                f"round(x, {n_digits}) of an active value is not supported ({source_line()}); write np.rint(x)"
+            )
         return record_scalar(CODE["rint"], self, value=float(np.rint(self._value)))
 
     def __trunc__(self) -> Variable:
@@ -241,7 +245,9 @@ def lift_scalar(tape: Tape, x: Any) -> Variable:
         if x.tape is tape:
             return x
         if innermost((x, Variable(tape, 0, 0.0))) is not tape:
-            raise TapeError(f"a value of an inner tape is used on an outer one ({source_line()}); return it from the inner function")
+            raise TapeError(
+                f"a value of an inner tape is used on an outer one ({source_line()}); return it from the inner function"
+            )
         return Variable(tape, tape.link(x.tape, np.array([x.slot])), x._value)
     if isinstance(x, (complex, np.complexfloating)):
         raise UnsupportedError(f"active values are real, got the complex number {x} ({source_line()})")
@@ -345,7 +351,9 @@ def _binary(code: int, compute: Callable[[float, float], float], result: type[Va
             tape = self.tape
         elif isinstance(other, (list, tuple)):
             if code == ops.MUL:  # Python would repeat the list, an integer-valued variable times.
-                raise TypeError(f"can't multiply a {type(other).__name__} by an active value ({source_line()}); make it an array first")
+                raise TypeError(
+                    f"can't multiply a {type(other).__name__} by an active value ({source_line()}); make it an array first"
+                )
             ufunc = getattr(np, ops.op_coded(code).numpy[0])
             return ufunc(other, self) if swapped else ufunc(self, other)
         else:
@@ -371,11 +379,20 @@ def _install() -> None:
         method, reflected = _binary(code, compute, Variable)
         setattr(Variable, f"__{name}__", method)
         setattr(Variable, f"__r{name}__", reflected)
-    comparisons = {"lt": "less", "le": "less_equal", "gt": "greater", "ge": "greater_equal", "eq": "equal", "ne": "not_equal"}
+    comparisons = {
+        "lt": "less",
+        "le": "less_equal",
+        "gt": "greater",
+        "ge": "greater_equal",
+        "eq": "equal",
+        "ne": "not_equal",
+    }
     for name, row in comparisons.items():
         setattr(Variable, f"__{name}__", _binary(CODE[row], getattr(operator, name), Truth)[0])
     for name, row in {"and": "logical_and", "or": "logical_or", "xor": "logical_xor"}.items():
-        method, reflected = _binary(CODE[row], _logical({"and": operator.and_, "or": operator.or_, "xor": operator.xor}[name]), Truth)
+        method, reflected = _binary(
+            CODE[row], _logical({"and": operator.and_, "or": operator.or_, "xor": operator.xor}[name]), Truth
+        )
         setattr(Truth, f"__{name}__", method)
         setattr(Truth, f"__r{name}__", reflected)
 

@@ -58,7 +58,17 @@ def reverse(tape: FlatTape, adjoint: np.ndarray, value: np.ndarray | None = None
     """Accumulate `adjoint` in place, (n_slots,) for one seed or (n_slots, K) for K seeds in one pass."""
     value = tape.value if value is None else value
     table = primitive_table("partial", tape.n_user_rows)
-    arrays = (tape.first_operation, tape.opcode, tape.lhs, tape.rhs, value, adjoint, tape.word_array(), table, _blas(tape))
+    arrays = (
+        tape.first_operation,
+        tape.opcode,
+        tape.lhs,
+        tape.rhs,
+        value,
+        adjoint,
+        tape.word_array(),
+        table,
+        _blas(tape),
+    )
     if adjoint.ndim == 1:
         reverse_sweep(*arrays, False)
     else:
@@ -72,7 +82,9 @@ def input_adjoint(tape: FlatTape, output: np.ndarray, y_bar: np.ndarray, value: 
     words = _words_for(tape, output)
     with cleared_workspace(tape.n_slots) as adjoint:
         np.add.at(adjoint, output, y_bar)
-        reverse_sweep(tape.first_operation, tape.opcode, tape.lhs, tape.rhs, value, adjoint, words, table, _blas(tape), True)
+        reverse_sweep(
+            tape.first_operation, tape.opcode, tape.lhs, tape.rhs, value, adjoint, words, table, _blas(tape), True
+        )
         adjoint[0] = 0.0
         inputs = np.empty(tape.n_inputs)
         start = 0
@@ -101,7 +113,9 @@ def tangent(tape: FlatTape, tangent: np.ndarray, value: np.ndarray | None = None
     """Compute `tangent` in place from the tangents of the inputs in it; elsewhere it must start as zeros."""
     value = tape.value if value is None else value
     table = primitive_table("partial", tape.n_user_rows)
-    tangent_sweep(tape.first_operation, tape.opcode, tape.lhs, tape.rhs, value, tangent, tape.word_array(), table, _blas(tape))
+    tangent_sweep(
+        tape.first_operation, tape.opcode, tape.lhs, tape.rhs, value, tangent, tape.word_array(), table, _blas(tape)
+    )
 
 
 def second_order(

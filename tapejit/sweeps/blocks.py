@@ -9,8 +9,8 @@ from __future__ import annotations
 import numba
 import numpy as np
 
-from tapejit.sweeps.kernel import HELPER_FLAGS
 from tapejit.layout import DATA, HEADER, SLOTS, TABLE, TILE
+from tapejit.sweeps.kernel import HELPER_FLAGS
 from tapejit.sweeps.pointers import call_gemm, load_float, load_index, store_float
 
 helper = numba.njit(**HELPER_FLAGS)

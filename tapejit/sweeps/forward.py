@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from tapejit.ops import ADD, BLOCK, DIV, FIRST_USER, MUL, POSITIVE, SELECT
+import numpy as np
+
+from tapejit.layout import ELEMENTWISE, HEADER, MAX_JOINED, PITCH, SUM, TILE
+from tapejit.ops import ADD, BLOCK, DIV, FIRST_USER, POSITIVE, SELECT
 from tapejit.sweeps.blocks import helper, matrix, multiply, operand_tile, sum_block
 from tapejit.sweeps.kernel import kernel
-from tapejit.layout import ELEMENTWISE, HEADER, MAX_JOINED, SUM, PITCH, TILE
 from tapejit.sweeps.pointers import call_value, load_float, store_float
-
-import numpy as np
 
 __all__ = ["forward_sweep"]
 
@@ -108,7 +108,12 @@ def forward_sweep(start, opcode, lhs, rhs, value, words, functions, blas):
                 value[slot] = value[lhs[slot]] if value[slot - 1] != 0.0 else value[rhs[slot]]
             else:
                 call_value(
-                    function_of(code, functions), code, 1, values + 8 * lhs[slot], values + 8 * rhs[slot], values + 8 * slot
+                    function_of(code, functions),
+                    code,
+                    1,
+                    values + 8 * lhs[slot],
+                    values + 8 * rhs[slot],
+                    values + 8 * slot,
                 )
         elif code == BLOCK:
             slot = forward_block(opcode, lhs, words, lhs[slot], values, functions, blas, scratch)

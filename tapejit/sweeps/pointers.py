@@ -87,7 +87,11 @@ def _blas_arguments(builder, args, kinds):
         if kind == "p":
             out.append(builder.inttoptr(arg, _DOUBLE.as_pointer()))
         else:
-            number = {"c": lambda a: builder.trunc(a, _BYTE), "i": lambda a: builder.trunc(a, _INT32), "d": lambda a: a}[kind](arg)
+            number = {
+                "c": lambda a: builder.trunc(a, _BYTE),
+                "i": lambda a: builder.trunc(a, _INT32),
+                "d": lambda a: a,
+            }[kind](arg)
             place = cgutils.alloca_once(builder, number.type)
             builder.store(number, place)
             out.append(place)

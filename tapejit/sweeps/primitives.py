@@ -28,8 +28,6 @@ _VALUE = "void(int64, int64, CPointer(float64), CPointer(float64), CPointer(floa
 _PARTIAL = "void(int64, int64, int64, CPointer(float64), CPointer(float64), CPointer(float64), CPointer(float64))"
 
 
-
-
 @cache
 def primitive_table(kind: str, n_user: int = 0) -> np.ndarray:
     """Addresses of the C functions of one kind: entry 0 serves the op table, entry ``1 + i`` the user's primitive `i`.
@@ -124,7 +122,8 @@ def _loop_body(tree: Tree, result_from: str) -> list[str]:
 
     program = compile_program(tree)
     lines = [
-        f"t{i} = {source((step[0], *(text(argument) for argument in step[1:])))}" for i, step in enumerate(program.steps)
+        f"t{i} = {source((step[0], *(text(argument) for argument in step[1:])))}"
+        for i, step in enumerate(program.steps)
     ]
     return [*lines, f"out[i] = {text(program.result)}"]
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from tapejit.layout import DATA, ELEMENTWISE, HEADER, MAX_JOINED, PITCH, SLOTS, SUM, TILE
 from tapejit.ops import ADD, BLOCK, CHAIN, CONSTANT, DIV, INPUT, MUL, POSITIVE, SELECT, SUB
 from tapejit.sweeps.blocks import (
     add_to_matrix,
@@ -21,7 +22,6 @@ from tapejit.sweeps.blocks import (
 from tapejit.sweeps.forward import function_of
 from tapejit.sweeps.groups import member_at
 from tapejit.sweeps.kernel import kernel
-from tapejit.layout import DATA, ELEMENTWISE, HEADER, MAX_JOINED, SLOTS, SUM, PITCH, TILE
 from tapejit.sweeps.pointers import call_partial, load_float, store_float
 
 __all__ = ["reverse_many_sweep", "reverse_sweep"]

@@ -16,11 +16,19 @@ from __future__ import annotations
 
 import numpy as np
 
+from tapejit.layout import DATA, ELEMENTWISE, HEADER, PITCH, SUM, TILE
 from tapejit.ops import ADD, BLOCK, DIV, MUL, POSITIVE, SELECT, SUB
-from tapejit.sweeps.blocks import add_to_matrix, helper, matrix, multiply_derivative, operand_tile, scatter_tile, spread_sum
+from tapejit.sweeps.blocks import (
+    add_to_matrix,
+    helper,
+    matrix,
+    multiply_derivative,
+    operand_tile,
+    scatter_tile,
+    spread_sum,
+)
 from tapejit.sweeps.forward import function_of
 from tapejit.sweeps.kernel import kernel
-from tapejit.layout import DATA, ELEMENTWISE, HEADER, SUM, PITCH, TILE
 from tapejit.sweeps.pointers import call_partial, load_float, store_float
 from tapejit.sweeps.reverse import choose_tile, partial_tile, reverse_matmul, scale_tile, scaled
 

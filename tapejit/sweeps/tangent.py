@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
+from tapejit.layout import DATA, ELEMENTWISE, HEADER, PITCH, SUM, TILE
 from tapejit.ops import ADD, BLOCK, DIV, POSITIVE, SELECT
 from tapejit.sweeps.blocks import helper, matrix, multiply_derivative, operand_tile, sum_block
 from tapejit.sweeps.forward import function_of
 from tapejit.sweeps.kernel import kernel
-from tapejit.layout import DATA, ELEMENTWISE, HEADER, SUM, PITCH, TILE
 from tapejit.sweeps.pointers import call_partial, load_float, store_float
 from tapejit.sweeps.reverse import partial_tile, scale_tile, scaled
 

@@ -17,7 +17,7 @@ from table import PASSIVE, ROWS, functions, interior_points, kernel_partial, ker
 from tolerances import EPS, PARTIAL_RTOL, SECOND_RTOL, SUBNORMAL, VALUE_ULP, scale, steepness
 
 import tapejit as tj
-from tapejit import ops
+from tapejit import ops, sweeps
 from tapejit.expressions import names, parse
 from tapejit.ops import BY_NAME, CODE, OPS, Interval, Op, op_named, partial_trees, second_partial_trees
 from tapejit.recording.elementwise import evaluate
@@ -596,7 +596,7 @@ def test_sweeps_agree_with_the_kernels_on_scalars_and_blocks(op, rng):
     # Scalar slots of the same primitives: the oracle for blocks.
     adjoint = np.zeros(expanded.n_slots)
     adjoint[expanded.output_slots] = y_bar
-    tj.derivatives.sweeps.reverse(expanded, adjoint)
+    sweeps.reverse(expanded, adjoint)
     assert_allclose(adjoint[expanded.input_index()].reshape(x.shape), x_bar, rtol=PARTIAL_RTOL)
 
 

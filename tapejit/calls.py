@@ -35,10 +35,8 @@ class Call:
         All its arguments.
     argnums : tuple of int
         Which of them are independent variables.
-    lend : bool
-        Whether passive arrays may be read in place: the caller then returns them when the tape is done with (`Tape.return_borrowed`).
-    tape : Tape, optional
-        An empty one to record on.
+    short_lived : bool
+        Whether the tape ends with the transform.
     """
 
     def __init__(
@@ -47,10 +45,10 @@ class Call:
         args: tuple,
         argnums: tuple[int, ...],
         kwargs: dict | None = None,
-        lend: bool = False,
-        tape: Tape | None = None,
+        short_lived: bool = False,
     ) -> None:
-        self.tape = Tape() if tape is None else tape
+        self.tape = Tape()
+        self.tape.short_lived = short_lived
         self.args = args
         arguments = list(args)
         self.shapes: list[tuple[int, ...]] = []
@@ -60,8 +58,6 @@ class Call:
             for i, x in enumerate(args):
                 if i in argnums:
                     arguments[i] = self._input(tape, x)
-                elif lend and isinstance(x, np.ndarray) and x.dtype == np.float64:
-                    arguments[i] = tape.borrow(x)
             output = f(*arguments, **(kwargs or {}))
             self._take_output(tape, output)
         outer = [operand.tape for x in self.points for operand in actives(x)] + [tape for _, _, tape in self.tape.links]

@@ -7,8 +7,7 @@ see `tapejit.replays`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import wraps
 from typing import Any
 
@@ -26,26 +25,17 @@ from tapejit.calls import (
     tuple_of,
 )
 from tapejit.recording.array import is_active, lift_array
-from tapejit.recording.recorder import Tape, open_tapes
 
 __all__ = ["grad", "hessian", "hvp", "jacobian", "jvp", "value_and_grad", "vjp"]
 
 
-@contextmanager
 def _recorded(
-    f: Callable, args: tuple, kwargs: dict, argnums: int | Sequence[int], lend: bool = True
-) -> Iterator[tuple[Call, list[int], bool]]:
-    """Record a call; also the order in which the caller named the arguments.
-
-    Passive arrays are lent to the tape while the context lasts. A pullback, or a tape around this one, outlives it: the caller may change them.
-    """
+    f: Callable, args: tuple, kwargs: dict, argnums: int | Sequence[int], short_lived: bool = True
+) -> tuple[Call, list[int], bool]:
+    """Record a call; also the order in which the caller named the arguments."""
     wanted, single = normalised_argnums(argnums, len(args))
-    tape = Tape()
-    try:
-        call = Call(f, args, wanted, kwargs, lend and not open_tapes(), tape)
-        yield call, [sorted(wanted).index(i) for i in wanted], single
-    finally:
-        tape.return_borrowed()
+    call = Call(f, args, wanted, kwargs, short_lived)
+    return call, [sorted(wanted).index(i) for i in wanted], single
 
 
 def value_and_grad(f: Callable, argnums: int | Sequence[int] = 0) -> Callable:
@@ -85,9 +75,9 @@ def value_and_grad(f: Callable, argnums: int | Sequence[int] = 0) -> Callable:
 
     @wraps(f)
     def value_and_gradient(*args: Any, **kwargs: Any) -> tuple[Any, Any]:
-        with _recorded(f, args, kwargs, argnums) as (call, order, single):
-            call.require_scalar("a gradient")
-            return call.value(), named(call.pull_back(1.0), order, single)
+        call, order, single = _recorded(f, args, kwargs, argnums)
+        call.require_scalar("a gradient")
+        return call.value(), named(call.pull_back(1.0), order, single)
 
     return value_and_gradient
 
@@ -145,11 +135,11 @@ def jvp(f: Callable, argnums: int | Sequence[int] = 0) -> Callable:
     @wraps(f)
     def value_and_tangent(*args: Any, **kwargs: Any) -> tuple[Any, Any]:
         given, x_dot = _last_apart(args, "x_dot")
-        with _recorded(f, given, kwargs, argnums) as (call, order, single):
-            x_dots = tuple_of(x_dot, single, len(order), "x_dot")
-            by_position = [x_dots[order.index(i)] for i in range(len(order))]
-            tangent = call.push_forward(by_position)
-            return call.value(), tangent
+        call, order, single = _recorded(f, given, kwargs, argnums)
+        x_dots = tuple_of(x_dot, single, len(order), "x_dot")
+        by_position = [x_dots[order.index(i)] for i in range(len(order))]
+        tangent = call.push_forward(by_position)
+        return call.value(), tangent
 
     return value_and_tangent
 
@@ -181,12 +171,12 @@ def vjp(f: Callable, argnums: int | Sequence[int] = 0) -> Callable:
 
     @wraps(f)
     def value_and_pullback(*args: Any, **kwargs: Any) -> tuple[Any, Callable]:
-        with _recorded(f, args, kwargs, argnums, lend=False) as (call, order, single):
+        call, order, single = _recorded(f, args, kwargs, argnums, short_lived=False)
 
-            def pullback(y_bar: Any) -> Any:
-                return named(call.pull_back(y_bar), order, single)
+        def pullback(y_bar: Any) -> Any:
+            return named(call.pull_back(y_bar), order, single)
 
-            return call.value(), pullback
+        return call.value(), pullback
 
     return value_and_pullback
 
@@ -219,11 +209,11 @@ def jacobian(f: Callable, argnums: int | Sequence[int] = 0) -> Callable:
 
     @wraps(f)
     def jacobian_of(*args: Any, **kwargs: Any) -> Any:
-        with _recorded(f, args, kwargs, argnums) as (call, order, single):
-            if call.outer is not None:
-                return named(_nested_jacobian(call), order, single)
-            matrix = jacobian_matrix(call.tape, call.output, call.tape.value)
-            return named(jacobian_parts(matrix, call.output_shape, call.shapes), order, single)
+        call, order, single = _recorded(f, args, kwargs, argnums)
+        if call.outer is not None:
+            return named(_nested_jacobian(call), order, single)
+        matrix = jacobian_matrix(call.tape, call.output, call.tape.value)
+        return named(jacobian_parts(matrix, call.output_shape, call.shapes), order, single)
 
     return jacobian_of
 
@@ -270,13 +260,11 @@ def hvp(f: Callable, argnums: int | Sequence[int] = 0) -> Callable:
     def hessian_vector_product(*args: Any, **kwargs: Any) -> Any:
         given, v = _last_apart(args, "v")
         if not is_active([*given, v]):
-            with _recorded(f, given, kwargs, argnums) as (call, order, single):
-                if call.outer is None:
-                    call.require_scalar("a Hessian-vector product")
-                    parts = tuple_of(v, single, len(order), "v")
-                    return named(
-                        call.hessian_product([parts[order.index(i)] for i in range(len(order))]), order, single
-                    )
+            call, order, single = _recorded(f, given, kwargs, argnums)
+            if call.outer is None:
+                call.require_scalar("a Hessian-vector product")
+                parts = tuple_of(v, single, len(order), "v")
+                return named(call.hessian_product([parts[order.index(i)] for i in range(len(order))]), order, single)
         gradient = grad(f, argnums)
         if isinstance(argnums, (int, np.integer)):
             return jvp(gradient, argnums)(*args, **kwargs)[1]
@@ -322,12 +310,12 @@ def hessian(f: Callable, argnums: int | Sequence[int] = 0) -> Callable:
     @wraps(f)
     def hessian_of(*args: Any, **kwargs: Any) -> Any:
         if not is_active(list(args)):
-            with _recorded(f, args, kwargs, argnums) as (call, order, single):
-                if call.outer is None:
-                    call.require_scalar("a Hessian")
-                    matrix = hessian_matrix(call.tape, call.output, call.tape.value)
-                    blocks = hessian_blocks(matrix, call.shapes)
-                    return blocks[0][0] if single else tuple(tuple(blocks[i][j] for j in order) for i in order)
+            call, order, single = _recorded(f, args, kwargs, argnums)
+            if call.outer is None:
+                call.require_scalar("a Hessian")
+                matrix = hessian_matrix(call.tape, call.output, call.tape.value)
+                blocks = hessian_blocks(matrix, call.shapes)
+                return blocks[0][0] if single else tuple(tuple(blocks[i][j] for j in order) for i in order)
         return (
             jacobian(grad(f, argnums), argnums)(*args, **kwargs)
             if np.ndim(argnums) == 0

@@ -64,7 +64,7 @@ class Recording:
             )
         self._f: Callable | None = f
         self._argnums, self._single = normalised_argnums(argnums, len(args))
-        self._kwargs = kwargs
+        self._kwargs = _frozen(kwargs)
         self.on_branch_change = on_branch_change
         self.n_recorded = 0
         self._variants: dict[tuple, Variant] = {}
@@ -88,7 +88,7 @@ class Recording:
             for i in range(len(self._argnums) + len(static))
         )
         with _detached():
-            call = Call(self._f, args, self._argnums, self._kwargs)
+            call = Call(self._f, tuple(_handed(x) for x in args), self._argnums, _handed(self._kwargs))
         variant = Variant(call, [sorted(self._argnums).index(i) for i in self._argnums])
         variant.acquire()  # Before other threads can find it: a replay of theirs would overwrite the values of this recording.
         with self._lock:
@@ -358,6 +358,15 @@ def _frozen(x: Any) -> Any:
     return x
 
 
+def _handed(x: Any) -> Any:
+    """A static argument for the function: its lists and dicts are new ones, which it may change."""
+    if type(x) in (list, tuple):
+        return type(x)(_handed(element) for element in x)
+    if type(x) is dict:
+        return {key: _handed(given) for key, given in x.items()}
+    return x
+
+
 class _Same:
     """A static argument that cannot be compared by value: equal to itself only. Kept alive, so that its id is not used again."""
 
@@ -383,6 +392,8 @@ def _static_key(x: Any) -> Any:
         return ("dict", *sorted((repr(key), _static_key(given)) for key, given in x.items()))
     if isinstance(x, (int, float, complex, str, bytes, bool, type(None), np.generic)):
         return (type(x).__name__, repr(x))
+    if callable(x):
+        return _Same(x)  # a pickle names a function, it does not say what it computes
     try:
         return ("pickle", type(x).__name__, pickle.dumps(x))
     except (pickle.PicklingError, AttributeError, TypeError):

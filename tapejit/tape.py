@@ -17,6 +17,7 @@ Scalars recorded from Python are appended to small typed arrays, which costs a t
 from __future__ import annotations
 
 from array import array
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -127,12 +128,12 @@ class FlatTape:
         capacity = min(max(n_slots, capacity + capacity // 2), MAX_SLOTS)
         used = self._n_settled
         old = self._flat()
-        new = take("tape", capacity) or tuple(np.empty(capacity, array.dtype) for array in old)
+        new = take("tape", capacity, largest=True) or tuple(np.empty(capacity, array.dtype) for array in old)
         for source, target in zip(old, new, strict=True):
             target[:used] = source[:used]
         self._opcode, self._lhs, self._rhs, self._value = new
 
-    def _trim(self) -> None:
+    def trim(self) -> None:
         """Go back to arrays of the right size where those taken over from an earlier tape are far too large."""
         n = self.n_slots
         if self._opcode.size > 2 * n + 64:
@@ -162,7 +163,6 @@ class FlatTape:
     def close(self, why: str) -> None:
         """Let nothing more be recorded: recording then raises TapeError with this text."""
         self.settle()
-        self._trim()
         self.why_closed = why
         self._set_limit()
 
@@ -175,6 +175,22 @@ class FlatTape:
         """Primal of one slot, wherever it stands; does not move staged slots over."""
         n_settled = self._n_settled
         return self._value.item(slot) if slot < n_settled else self._staged[3][slot - n_settled]
+
+    def block_around(self, slot: int) -> int:
+        """Position in `words` of the block that holds a slot, -1 for a scalar slot."""
+        at = bisect_right(self.block_at, slot, key=lambda position: self.words[position + 1]) - 1
+        if at >= 0:
+            position = self.block_at[at]
+            if slot < self.words[position + 1] + self.words[position + 2]:
+                return position
+        return -1
+
+    def code_at(self, slot: int) -> int:
+        """Opcode of one slot; in an elementwise block that of the block, whose slots carry none of their own."""
+        position = self.block_around(slot)
+        if position < 0:
+            return int(self.opcode[slot])
+        return self.words[position + 3] if self.words[position] == ELEMENTWISE else ops.BLOCK
 
     # The flat arrays.
 

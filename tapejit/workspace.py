@@ -24,13 +24,14 @@ _lock = threading.Lock()
 _kept: list[tuple[str, tuple[np.ndarray, ...]]] = []
 
 
-def take(kind: str, n: int) -> tuple[np.ndarray, ...] | None:
-    """The largest arrays that were given back under this name, if they have at least `n` entries; else None."""
+def take(kind: str, n: int, largest: bool = False) -> tuple[np.ndarray, ...] | None:
+    """Arrays of at least `n` entries that were given back under this name, the smallest or the largest of them; None if there are none."""
     if n < SMALLEST:
         return None
     with _lock:
         fitting = [i for i, (name, arrays) in enumerate(_kept) if name == kind and arrays[0].size >= n]
-        return _kept.pop(max(fitting, key=lambda i: _kept[i][1][0].size))[1] if fitting else None
+        choose = max if largest else min
+        return _kept.pop(choose(fitting, key=lambda i: _kept[i][1][0].size))[1] if fitting else None
 
 
 def give_back(kind: str, arrays: tuple[np.ndarray, ...]) -> None:
@@ -52,9 +53,15 @@ def forget() -> None:
 
 def only_here(arrays: Sequence[np.ndarray], references: int) -> bool:
     """Whether each array has just `references` references besides the sequence itself: no view of it is left."""
-    return all(
-        sys.getrefcount(array) <= references + 3 for array in arrays
-    )  # the sequence, the loop variable, the argument
+    return max(_counts(arrays)) <= references + _COUNT_ALONE
+
+
+def _counts(arrays: Sequence[np.ndarray]) -> list[int]:
+    return [sys.getrefcount(array) for array in arrays]
+
+
+# What is counted for an array in a tuple and nowhere else: versions of Python differ in what they count besides.
+_COUNT_ALONE = max(_counts((np.empty(0),)))
 
 
 def _bytes(arrays: Sequence[np.ndarray]) -> int:

@@ -386,18 +386,45 @@ def test_an_argument_that_changes_before_the_pullback():
 
 
 def test_an_argument_that_changes_inside_the_function():
+    """Every use reads the numbers as they were then, through whatever view they were changed."""
     x, data = np.array([1.0, 2.0, 3.0]), np.array([1.0, 10.0, 100.0])
+    view = data[:]
 
     def f(x, d):
         total = np.sum(x * d)
-        data[:] = 0.0  # the caller's own array, of which `d` may be a view
+        view[:] = 2.0
         return total + np.dot(x, d)
 
-    with pytest.raises(ValueError, match="read-only"):
-        tj.grad(f)(x, data)
-    data[:] = 2.0  # writeable again afterwards, also after an error
-    assert tj.grad(lambda x, d: np.sum(x * d))(x, data).tolist() == [2.0, 2.0, 2.0]
+    assert tj.grad(f)(x, data).tolist() == [3.0, 12.0, 102.0]
+    assert data.flags.writeable and view.flags.writeable
+
+
+def test_arguments_that_view_one_array():
+    data = np.ones((4, 3))
+    gradient = tj.grad(lambda w, a, b: np.sum((a @ w - b) ** 2))(np.ones(2), data[:, :2], data[:, 2])
+    assert gradient.tolist() == [8.0, 8.0]
     data[0] = 3.0
+
+
+def test_an_argument_that_changes_before_a_later_sweep():
+    kept = []
+    data = np.ones(3)
+
+    def f(x, d):
+        kept.append(tj.vjp(lambda y: np.sum(d * y))(np.ones(3))[1])
+        return np.sum(x * d)
+
+    tj.grad(f)(np.ones(3), data)
+    data[:] = -7.0
+    assert kept[0](1.0).tolist() == [1.0, 1.0, 1.0]
+    with tj.Tape() as tape:
+        x = tape.input(np.ones(3))
+        data.flags.writeable = False
+        y = np.sum(x * data)
+    data.flags.writeable = True
+    data[:] = 9.0
+    y.backward()
+    assert x.grad.tolist() == [-7.0, -7.0, -7.0]
 
 
 def test_an_argument_of_a_nested_gradient_that_changes_afterwards():
@@ -422,9 +449,9 @@ def test_the_callers_array_is_not_written_to():
 
     assert tj.grad(f)(x).tolist() == [0.0, 16.0]
     assert x.tolist() == [1.0, 2.0]
-    with pytest.raises(ValueError, match="read-only"):
-        tj.grad(lambda x, d: np.sum(x * d.__iadd__(1.0)))(x, data)
-    assert data.tolist() == [3.0, 4.0]
+    # A passive argument is the caller's own array, as without tapejit.
+    assert tj.grad(lambda x, d: np.sum(x * d.__iadd__(1.0)))(x, data).tolist() == [4.0, 5.0]
+    assert data.tolist() == [4.0, 5.0]
 
 
 def test_results_do_not_alias_the_tape():

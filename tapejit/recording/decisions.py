@@ -22,10 +22,13 @@ from tapejit.recording.variable import Truth
 # Order.
 
 
-def _order_guard(x: Array, order: np.ndarray) -> None:
-    """Remember that the elements stand in this order: neighbours compare the same way in a replay."""
+def _order_guard(x: Array, order: np.ndarray, stable: bool) -> None:
+    """Remember that the elements stand in this order: neighbours compare the same way in a replay.
+
+    Where the order is stable, a later element that catches up with an earlier one changes it.
+    """
     ordered = Array.of_slots(x.tape, np.take_along_axis(x.slots(), order, axis=-1))
-    ties = np.diff(order, axis=-1) > 0
+    ties = (np.diff(order, axis=-1) > 0) | (not stable)
     earlier, later = ordered[..., :-1], ordered[..., 1:]
     decided(select(ties, earlier <= later, earlier < later))
 
@@ -36,9 +39,9 @@ def _argsort(a: Any, axis: int | None = -1, kind: Any = None, order: Any = None,
     if axis is None:
         x, axis = np.ravel(x), -1
     moved = np.moveaxis(x, axis, -1)
-    found = np.argsort(moved.numbers(), axis=-1, kind="stable")
+    found = np.argsort(moved.numbers(), axis=-1, kind="stable" if stable else kind)
     if moved.shape[-1] > 1 and moved.size:
-        _order_guard(moved, found)
+        _order_guard(moved, found, bool(stable) or kind in ("stable", "mergesort"))
     return np.moveaxis(found, -1, axis)
 
 
@@ -135,7 +138,7 @@ def _digitize(x: Any, bins: Any, right: bool = False) -> Any:
     bins = np.asarray(bins, dtype=float)
     side = "left" if right else "right"
     if bins.size > 1 and bins[0] > bins[-1]:
-        return bins.size - np.searchsorted(bins[::-1], x, side="right" if right else "left")
+        return bins.size - np.searchsorted(bins[::-1], x, side=side)
     return np.searchsorted(bins, x, side=side)
 
 

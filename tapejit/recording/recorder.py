@@ -20,6 +20,7 @@ import numpy as np
 from tapejit import ops, sweeps
 from tapejit.errors import DomainError, ShapeError, TapeError
 from tapejit.tape import FlatTape
+from tapejit.workspace import give_back, only_here, take
 
 if TYPE_CHECKING:
     from tapejit.recording.array import Array
@@ -128,8 +129,8 @@ class Tape(FlatTape):
         self._links: list[tuple[int, np.ndarray, Tape]] = []
         self._linked: dict[tuple[int, int], int] = {}
         self._data: dict[tuple, np.ndarray] = {}
-        self._borrowed: list[np.ndarray] = []
-        self._locked: list[np.ndarray] = []
+        self._memory: list[np.ndarray] = []
+        self.short_lived = False  # whether it ends with the call that made it, so that its memory need not be trimmed
         self._numbers: dict[str, np.ndarray] = {}
         self.is_replayed = False
 
@@ -140,8 +141,8 @@ class Tape(FlatTape):
             "_links": [],
             "_linked": {},
             "_data": {},
-            "_borrowed": [],
-            "_locked": [],
+            "_memory": [],
+            "short_lived": False,
             "_numbers": {},
         }
         return {**super().__getstate__(), **fresh, "_grad": self._grad, "is_replayed": self.is_replayed}
@@ -160,6 +161,8 @@ class Tape(FlatTape):
         _local.tapes.remove(self)
         if self.is_replayed:
             return
+        if not self.short_lived:
+            self.trim()
         self.close(
             "this tape is not being recorded: its `with` block, or the function that was differentiated, has ended. Compute inside "
             "of it, or pass tj.value(x)"
@@ -194,42 +197,35 @@ class Tape(FlatTape):
             return Variable(self, first, float(numbers))
         return Array.of_run(self, first, numbers.shape)
 
-    def borrow(self, data: np.ndarray) -> np.ndarray:
-        """A read-only view of a passive argument, which blocks may then read in place instead of from a copy.
-
-        Until `return_borrowed` the argument itself is read-only too: a function that writes to it behind our back gets NumPy's error, not a
-        wrong gradient.
-        """
-        view = data.view()
-        view.flags.writeable = False
-        self._borrowed.append(view)
-        lock_array(data)
-        self._locked.append(data)
-        return view
-
-    def return_borrowed(self) -> None:
-        """Let the arguments that were borrowed be written to again."""
-        while self._locked:
-            unlock_array(self._locked.pop())
-
     def data_for_block(self, data: np.ndarray) -> np.ndarray:
-        """The passive array that a block keeps: `data` itself where nobody can change it, else a copy, one for each content."""
-        contiguous = data.flags.c_contiguous or data.flags.f_contiguous
-        if (
-            data.dtype == np.float64
-            and contiguous
-            and not data.flags.writeable
-            and (_owned_read_only(data) or self._is_borrowed(data))
-        ):
-            return data
-        fresh = np.array(data, dtype=np.float64, order="K" if contiguous else "C")
+        """A copy of a passive array for a block to read, one for each content: the caller may change the array as soon as it was used.
+
+        Never the array itself: whoever holds it, or a view of it, could change it before a later sweep, and the gradient with it. The copy
+        goes into memory that is used again, where it costs less than the passes over it that follow.
+        """
         key = (data.__array_interface__["data"][0], data.shape, data.strides, data.dtype.str)
         held = self._data.get(key)
-        if held is not None and np.array_equal(held.view(np.int64), fresh.view(np.int64)):
+        if held is not None and _same_numbers(held, data):
             return held
-        self._data[key] = fresh
-        self.count_data(fresh.nbytes)
-        return fresh
+        order = "F" if data.flags.f_contiguous and not data.flags.c_contiguous else "C"
+        kept = take("data", data.size)
+        memory = np.empty(data.size) if kept is None else kept[0]
+        self._memory.append(memory)
+        copied = memory[: data.size].reshape(data.shape, order=order)
+        copied[...] = data
+        self._data[key] = copied
+        self.count_data(copied.nbytes)
+        return copied
+
+    def __del__(self) -> None:
+        super().__del__()
+        memory = self.__dict__.pop("_memory", [])
+        self.__dict__.pop("_data", None)
+        self.__dict__.pop("_references", None)
+        while memory:
+            array = memory.pop()
+            if only_here((array,), 1):
+                give_back("data", (array,))
 
     def number_for_block(self, number: float) -> np.ndarray:
         """A plain number as an array of one element that blocks may read; one for each number."""
@@ -237,14 +233,6 @@ class Tape(FlatTape):
         if key not in self._numbers:
             self._numbers[key] = np.array([number])
         return self._numbers[key]
-
-    def _is_borrowed(self, data: np.ndarray) -> bool:
-        low, high = np.lib.array_utils.byte_bounds(data)
-        for lent in self._borrowed:
-            lent_low, lent_high = np.lib.array_utils.byte_bounds(lent)
-            if lent_low <= low and high <= lent_high:
-                return True
-        return False
 
     def link(self, outer: Tape, slots: np.ndarray) -> int:
         """Constants here for values of an outer tape, remembered as such; gives the first slot."""
@@ -422,9 +410,9 @@ class Tape(FlatTape):
         )
 
     def _describe(self, slot: int, value: np.ndarray) -> str:
-        code = int(self.opcode[slot])
+        code = self.code_at(slot)
         op = ops.op_coded(code)
-        if code == ops.BLOCK or op.arity == 0:
+        if op.arity == 0 or self.block_around(slot) >= 0:
             return f"a decision on slot {slot}"
         operands = [
             f"%{operand} ({float(value[operand]):.6g})" for operand in (self.lhs[slot], self.rhs[slot])[: op.arity]
@@ -433,51 +421,17 @@ class Tape(FlatTape):
 
 
 def _outcome(tape: Tape, slot: int, number: float) -> str:
-    code = int(tape.opcode[slot])
+    code = tape.code_at(slot)
     if code != ops.BLOCK and ops.op_coded(code).boolean:
         return "true" if number else "false"
     return f"{number:g}"
 
 
-# Arrays that are lent, by identity: how often, and those of them and their bases that were writeable before.
-_lent: dict[int, tuple[int, list[np.ndarray]]] = {}
-_lent_lock = threading.Lock()
-
-
-def lock_array(data: np.ndarray) -> None:
-    """Make an array, and the arrays it is a view of, read-only; as often as it is lent, in any thread."""
-    with _lent_lock:
-        count, changed = _lent.get(id(data), (0, []))
-        if not count:
-            base: Any = data
-            while isinstance(base, np.ndarray):
-                if base.flags.writeable:
-                    changed.append(base)
-                base = base.base
-            for array in changed:
-                array.flags.writeable = False
-        _lent[id(data)] = (count + 1, changed)
-
-
-def unlock_array(data: np.ndarray) -> None:
-    """Undo one `lock_array`."""
-    with _lent_lock:
-        count, changed = _lent.pop(id(data))
-        if count > 1:
-            _lent[id(data)] = (count - 1, changed)
-            return
-        for array in reversed(changed):  # a view can be writeable only where its base is
-            array.flags.writeable = True
-
-
-def _owned_read_only(data: np.ndarray) -> bool:
-    """Whether nobody can write to the memory of an array: it and all that it is a view of are read-only."""
-    base: Any = data
-    while isinstance(base, np.ndarray):
-        if base.flags.writeable:
-            return False
-        base = base.base
-    return base is None or isinstance(base, bytes)
+def _same_numbers(held: np.ndarray, data: np.ndarray) -> bool:
+    """Whether a copy still has the contents of the array, to the bit."""
+    if data.dtype == np.float64:
+        return np.array_equal(held.view(np.int64), data.view(np.int64))
+    return np.array_equal(held, data)
 
 
 def real_array(x: Any, what: str) -> np.ndarray:

@@ -133,7 +133,7 @@ class Variable:
 
     def __index__(self) -> int:
         """An integer-valued result (floor, rint, ...) used as an index: a decision that a replay must find again."""
-        if int(self.tape.opcode[self.slot]) not in _INTEGER_VALUED:
+        if self.tape.code_at(self.slot) not in _INTEGER_VALUED:
             raise PassiveConversionError(
                 f"an active value is used as an integer ({source_line()}); say how it is rounded: np.floor(x), np.rint(x), or "
                 "pass int(tj.value(x)), which has no derivative"
@@ -142,7 +142,7 @@ class Variable:
         return int(self._value)
 
     def __int__(self) -> int:
-        if int(self.tape.opcode[self.slot]) in _INTEGER_VALUED:
+        if self.tape.code_at(self.slot) in _INTEGER_VALUED:
             return self.__index__()
         raise PassiveConversionError(
             f"int(x) of an active value would drop its derivative ({source_line()}); write np.trunc(x), or int(tj.value(x)) for the "

@@ -29,6 +29,8 @@ from tapejit.workspace import cleared_workspace
 if TYPE_CHECKING:
     from tapejit.tape import FlatTape
 
+_PIECE = 1 << 14
+
 __all__ = ["forward", "input_adjoint", "reverse", "second_order", "tangent"]
 
 
@@ -89,8 +91,11 @@ def input_adjoint(tape: FlatTape, output: np.ndarray, y_bar: np.ndarray, value: 
         inputs = np.empty(tape.n_inputs)
         start = 0
         for first, size in tape.input_slots:
-            inputs[start : start + size] = adjoint[first : first + size]
-            adjoint[first : first + size] = 0.0
+            # In pieces that stay in the cache between the copy and the clearing.
+            for piece in range(0, size, _PIECE):
+                taken = adjoint[first + piece : first + min(size, piece + _PIECE)]
+                inputs[start + piece : start + piece + taken.size] = taken
+                taken[:] = 0.0
             start += size
     return inputs
 

@@ -154,6 +154,15 @@ def sum_tile(tile, n):
 
 
 @helper
+def add_compensated(total, lost, part):
+    """``total + part``, and the sum of what rounding has lost so far (Neumaier 1974)."""
+    grown = total + part
+    if abs(total) >= abs(part):
+        return grown, lost + ((total - grown) + part)
+    return grown, lost + ((part - grown) + total)
+
+
+@helper
 def sum_block(words, at, source, target, step, buffer):
     """``target[block] = sum of source[operand]``: the value of a sum, or its tangent."""
     first, size, ndim = words[at + 1], words[at + 2], words[at + 4]
@@ -170,20 +179,14 @@ def sum_block(words, at, source, target, step, buffer):
     for row in range(n_rows):
         offset = row_offset(words, at + HEADER, ndim, operand_at + 2, row)
         slot = first + row_offset(words, at + HEADER, ndim, result_at, row)
-        # Compensated over tiles (Neumaier 1974), plain inside: as accurate as pairwise summation.
+        # Compensated over tiles, plain inside: as accurate as pairwise summation.
         total = load_float(target, step * slot)
         lost = 0.0
         for start in range(0, extent, TILE):
             n = min(TILE, extent - start)
             tile = run_address(mode, base, offset + start * stride, stride, n, source, step, buffer)
             if result_stride == 0:
-                part = sum_tile(tile, n)
-                grown = total + part
-                if abs(total) >= abs(part):
-                    lost += (total - grown) + part
-                else:
-                    lost += (part - grown) + total
-                total = grown
+                total, lost = add_compensated(total, lost, sum_tile(tile, n))
             else:
                 for i in range(n):
                     place = step * (slot + (start + i) * result_stride)

@@ -6,7 +6,7 @@ import numpy as np
 
 from tapejit.layout import ELEMENTWISE, HEADER, MAX_JOINED, PITCH, SUM, TILE
 from tapejit.ops import ADD, BLOCK, DIV, FIRST_USER, POSITIVE, SELECT
-from tapejit.sweeps.blocks import helper, matrix, multiply, operand_tile, sum_block
+from tapejit.sweeps.blocks import add_compensated, helper, matrix, multiply, operand_tile, sum_block, sum_tile
 from tapejit.sweeps.kernel import kernel
 from tapejit.sweeps.pointers import call_value, load_float, store_float
 
@@ -44,13 +44,13 @@ def joined_after(opcode, lhs, words, at):
     slot = words[at + 1] + words[at + 2]
     while slot < opcode.size and opcode[slot] < BLOCK:
         slot += 1
-    if slot < opcode.size and opcode[slot] == BLOCK and words[lhs[slot]] == ELEMENTWISE and words[lhs[slot] + 6] == at:
+    if slot < opcode.size and opcode[slot] == BLOCK and words[lhs[slot] + 6] == at:
         return np.int64(lhs[slot])
     return np.int64(-1)
 
 
 @helper
-def forward_elementwise(opcode, lhs, words, at, values, functions, scratch):
+def forward_group(opcode, lhs, words, at, values, functions, scratch):
     """An elementwise block and those that join it, tile by tile; gives the position of the last."""
     group = np.empty(MAX_JOINED, np.int64)
     n_joined = 0
@@ -60,11 +60,20 @@ def forward_elementwise(opcode, lhs, words, at, values, functions, scratch):
         n_joined += 1
         following = joined_after(opcode, lhs, words, following)
     size = words[at + 2]
+    last = group[n_joined - 1]
+    summed = words[last] == SUM
+    n_elementwise = n_joined - 1 if summed else n_joined
+    addends = values + 8 * words[last + HEADER + 2]  # of the operand of a sum, which is one of the group
+    total = lost = 0.0
     for start in range(0, size, TILE):
         n = min(TILE, size - start)
-        for k in range(n_joined):
+        for k in range(n_elementwise):
             forward_tile(words, group[k], start, n, values, functions, scratch)
-    return group[n_joined - 1]
+        if summed:
+            total, lost = add_compensated(total, lost, sum_tile(addends + 8 * start, n))
+    if summed:
+        store_float(values, words[last + 1], total + lost if abs(lost) < np.inf else total)
+    return last
 
 
 @helper
@@ -72,7 +81,7 @@ def forward_block(opcode, lhs, words, at, values, functions, blas, scratch):
     """Compute the values of a block, and of those that join it; gives the last slot."""
     kind, first, size = words[at], words[at + 1], words[at + 2]
     if kind == ELEMENTWISE:
-        last = forward_elementwise(opcode, lhs, words, at, values, functions, scratch)
+        last = forward_group(opcode, lhs, words, at, values, functions, scratch)
         return words[last + 1] + words[last + 2] - 1
     if kind == SUM:
         sum_block(words, at, values, values, 1, scratch)

@@ -346,7 +346,7 @@ def _detached() -> Iterator[None]:
 
 
 def _frozen(x: Any) -> Any:
-    """A static argument as it is now: its arrays are copied, and read-only, so that tapes can read them in place."""
+    """A static argument as it is now: its arrays are copied, and read-only, so that a recording made later sees the same."""
     if isinstance(x, np.ndarray):
         frozen = x.copy()
         frozen.flags.writeable = False

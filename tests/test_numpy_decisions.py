@@ -5,7 +5,7 @@ import pytest
 from numpy.testing import assert_allclose
 
 import tapejit as tj
-from tapejit.errors import BranchChangeError, BranchChangeWarning
+from tapejit.errors import BranchChangeError, BranchChangeWarning, PassiveConversionError
 
 X = np.array([0.5, 2.5, 1.5, -0.7])
 OTHER = np.array([0.6, 2.4, 1.4, -0.8])  # every decision below is as for X
@@ -266,3 +266,39 @@ def test_a_guard_inside_a_nested_gradient_is_seen_by_the_outer_replay():
     assert_allclose(tape.value([3.0, 1.0]), 27.0)
     assert_allclose(tape.value([0.5, 1.0]), 1.0)
     assert tape.n_recorded == 2
+
+
+@pytest.mark.parametrize("right", [False, True])
+@pytest.mark.parametrize("bins", [[-1.0, 0.0, 1.0], [1.0, 0.0, -1.0]], ids=["increasing", "decreasing"])
+def test_digitize_at_the_edges_of_bins(bins, right):
+    x = np.array([1.0, 0.0, -1.0, 0.5, 7.0])
+    found = []
+    tj.grad(lambda x: found.append(np.digitize(x, bins, right)) or np.sum(x))(x)
+    assert found[0].tolist() == np.digitize(x, bins, right).tolist()
+
+
+def test_an_integer_element_of_a_block_is_a_decision():
+    x = np.full(300, 1.3)
+    recording = tj.record(lambda x: int(np.floor(x * 2.0)[3]) * x[3], x, on_branch_change="raise")
+    assert recording.grad(x)[3] == 2.0
+    with pytest.raises(BranchChangeError):
+        recording.grad(x + 0.5)
+
+
+def test_a_real_element_of_a_block_is_not_an_integer_whatever_the_memory_held_before():
+    for _ in range(2):  # the memory of this tape serves the next one
+        with tj.Tape() as tape:
+            x = tape.input(1.5)
+            for _ in range(20_000):
+                np.floor(x)
+        del tape, x
+        with pytest.raises(PassiveConversionError, match="int"):
+            tj.grad(lambda x: int((x * 2.5)[1000]) * x[1000])(np.full(20_000, 1.3))
+
+
+def test_argsort_chooses_among_equals_as_numpy_does():
+    x = np.array([2.0, 1.0] * 20)
+    found = []
+    tj.grad(lambda x: found.extend([np.argsort(x), np.argsort(x, kind="stable")]) or np.sum(x))(x)
+    assert found[0].tolist() == np.argsort(x).tolist()
+    assert found[1].tolist() == np.argsort(x, kind="stable").tolist()

@@ -553,3 +553,22 @@ def test_the_tape_of_a_recording():
     assert recording.nbytes == 17 * recording.n_slots
     assert recording.tape.n_inputs == 1
     assert_array_equal(recording.tape.value[recording.tape.output_slots], [45.0])
+
+
+def test_keyword_arguments_are_frozen():
+    c = np.ones(3)
+    recording = tj.record(lambda x, c=None: np.sum(c * x) if x[0] > 0 else np.sum(2.0 * c * x), np.ones(3), c=c)
+    c[:] = 5.0
+    assert recording.grad(np.ones(3)).tolist() == [1.0, 1.0, 1.0]
+    assert recording.grad(-np.ones(3)).tolist() == [2.0, 2.0, 2.0]
+    assert recording.grad(np.ones(3)).tolist() == [1.0, 1.0, 1.0]
+
+
+def test_a_static_list_that_the_function_changes_is_new_at_every_recording():
+    def f(x, factors):
+        factors.append(2.0)
+        return np.sum(x) * sum(factors) if x[0] > 0 else -np.sum(x) * sum(factors)
+
+    recording = tj.record(f, np.ones(2), [1.0])
+    assert recording.value(-np.ones(2)) == 6.0
+    assert recording.value(np.ones(2)) == 6.0

@@ -28,7 +28,7 @@ from tapejit.errors import TapeError, TapeFullError
 from tapejit.guards import Guards
 from tapejit.layout import ELEMENTWISE, HEADER, MATMUL, MAX_JOINED, SUM, TABLE, TILE
 from tapejit.printing import histogram, listing, summary
-from tapejit.workspace import give_back, only_here, take
+from tapejit.workspace import fresh, give_back, only_here, take
 
 __all__ = ["MAX_SLOTS", "FlatTape"]
 
@@ -128,15 +128,16 @@ class FlatTape:
         capacity = min(max(n_slots, capacity + capacity // 2), MAX_SLOTS)
         used = self._n_settled
         old = self._flat()
-        new = take("tape", capacity, largest=True) or tuple(np.empty(capacity, array.dtype) for array in old)
+        new = take("tape", capacity, largest=True) or tuple(fresh(capacity, array.dtype) for array in old)
         for source, target in zip(old, new, strict=True):
             target[:used] = source[:used]
         self._opcode, self._lhs, self._rhs, self._value = new
 
     def trim(self) -> None:
-        """Go back to arrays of the right size where those taken over from an earlier tape are far too large."""
+        """Give up arrays that are far too large: a recording that is kept grows no more."""
         n = self.n_slots
         if self._opcode.size > 2 * n + 64:
+            # Taken over from an earlier, larger tape, which another one may want.
             old = self._flat()
             self._opcode, self._lhs, self._rhs, self._value = (array[:n].copy() for array in old)
             if only_here(old, 0):

@@ -7,6 +7,8 @@ oldest given up first. `forget` gives everything back to the system.
 
 from __future__ import annotations
 
+import contextlib
+import mmap
 import os
 import sys
 import threading
@@ -15,9 +17,10 @@ from contextlib import contextmanager
 
 import numpy as np
 
-__all__ = ["cleared_workspace", "forget", "give_back", "take"]
+__all__ = ["cleared_workspace", "forget", "fresh", "give_back", "take"]
 
 KEPT_BYTES = int(os.environ.get("TAPEJIT_KEEP_BYTES", 512 << 20))
+_FROM_SYSTEM = 1 << 20  # bytes
 SMALLEST = 1 << 14  # entries; below, the allocator does as well
 
 _lock = threading.Lock()
@@ -32,6 +35,21 @@ def take(kind: str, n: int, largest: bool = False) -> tuple[np.ndarray, ...] | N
         fitting = [i for i, (name, arrays) in enumerate(_kept) if name == kind and arrays[0].size >= n]
         choose = max if largest else min
         return _kept.pop(choose(fitting, key=lambda i: _kept[i][1][0].size))[1] if fitting else None
+
+
+def fresh(n: int, dtype: np.dtype) -> np.ndarray:
+    """An array of any contents. A large one comes from the system and goes back there whole: the allocator keeps what it frees for itself.
+
+    Pages that are never touched take no memory, so room to grow costs nothing.
+    """
+    n_bytes = n * np.dtype(dtype).itemsize
+    if n_bytes < _FROM_SYSTEM:
+        return np.empty(n, dtype)
+    memory = mmap.mmap(-1, n_bytes)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        with contextlib.suppress(OSError):
+            memory.madvise(mmap.MADV_HUGEPAGE)
+    return np.frombuffer(memory, dtype)
 
 
 def give_back(kind: str, arrays: tuple[np.ndarray, ...]) -> None:

@@ -50,7 +50,7 @@ def measure(n_operations):
     before = resident("VmRSS") if can_reset else lifetime_peak()
 
     tape = tj.record(lambda x: arithmetic.plain(x, n_operations), x)
-    recording = lifetime_peak() - before
+    recording = (resident("VmHWM") if can_reset else lifetime_peak()) - before
     gc.collect()
     reset_peak()
     tape.value_and_grad(x)

@@ -10,10 +10,10 @@ import numba
 import numpy as np
 
 from tapejit.layout import DATA, HEADER, SLOTS, TABLE, TILE
-from tapejit.sweeps.kernel import HELPER_FLAGS
+from tapejit.sweeps.kernel import FLAGS
 from tapejit.sweeps.pointers import call_gemm, load_float, load_index, store_float
 
-helper = numba.njit(**HELPER_FLAGS)
+helper = numba.njit(**FLAGS)
 
 _NO_TRANSPOSE, _TRANSPOSE = ord("N"), ord("T")
 

@@ -26,8 +26,6 @@ from numba.core.sigutils import normalize_signature
 __all__ = ["cache_directory", "fingerprint", "kernel", "primitive_kernel"]
 
 FLAGS = {"error_model": "numpy", "nogil": True}
-# A helper is called by kernels only: without the wrappers for calls from Python and C it compiles in half the time.
-HELPER_FLAGS = {**FLAGS, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
 _PACKAGE = Path(__file__).resolve().parent.parent
 
 

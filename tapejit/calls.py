@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+from numba.core.dispatcher import Dispatcher
 
 from tapejit import sweeps
 from tapejit.errors import ShapeError, TapejitError
@@ -22,6 +23,11 @@ __all__ = ["Call", "hessian_matrix", "hessian_product", "jacobian_matrix"]
 
 # Bytes of adjoints that one pass of a Jacobian may take.
 JACOBIAN_BYTES = 1 << 28
+
+
+def is_compiled(f: Any) -> bool:
+    """Whether `f` was compiled by Numba, so that it is recorded natively."""
+    return isinstance(f, Dispatcher)
 
 
 class Call:
@@ -37,6 +43,8 @@ class Call:
         Which of them are independent variables.
     short_lived : bool
         Whether the tape ends with the transform.
+    replayed : bool
+        Whether the tape will be replayed: compiled code then keeps its decisions.
     """
 
     def __init__(
@@ -46,6 +54,7 @@ class Call:
         argnums: tuple[int, ...],
         kwargs: dict | None = None,
         short_lived: bool = False,
+        replayed: bool = False,
     ) -> None:
         self.tape = Tape()
         self.tape.short_lived = short_lived
@@ -58,7 +67,12 @@ class Call:
             for i, x in enumerate(args):
                 if i in argnums:
                     arguments[i] = self._input(tape, x)
-            output = f(*arguments, **(kwargs or {}))
+            if is_compiled(f):
+                from tapejit.recording.native.calls import call
+
+                output = call(tape, f, arguments, kwargs or {}, args, replayed)
+            else:
+                output = f(*arguments, **(kwargs or {}))
             self._take_output(tape, output)
         outer = [operand.tape for x in self.points for operand in actives(x)] + [tape for _, _, tape in self.tape.links]
         self.outer = outer_tape(outer) if outer else None

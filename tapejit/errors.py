@@ -11,6 +11,7 @@ __all__ = [
     "TapeError",
     "TapeFullError",
     "TapejitError",
+    "UninitializedError",
     "UnsupportedError",
 ]
 
@@ -41,6 +42,10 @@ class PassiveConversionError(TapejitError, TypeError):
 
 class UnsupportedError(TapejitError, TypeError):
     """A function or an operand type that tapejit cannot differentiate faithfully; the message names it."""
+
+
+class UninitializedError(TapejitError, RuntimeError):
+    """Compiled code read memory that was allocated and never written."""
 
 
 class BranchChangeError(TapejitError, RuntimeError):

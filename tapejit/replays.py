@@ -88,7 +88,7 @@ class Recording:
             for i in range(len(self._argnums) + len(static))
         )
         with _detached():
-            call = Call(self._f, tuple(_handed(x) for x in args), self._argnums, _handed(self._kwargs))
+            call = Call(self._f, tuple(_handed(x) for x in args), self._argnums, _handed(self._kwargs), replayed=True)
         variant = Variant(call, [sorted(self._argnums).index(i) for i in self._argnums])
         variant.acquire()  # Before other threads can find it: a replay of theirs would overwrite the values of this recording.
         with self._lock:

@@ -28,7 +28,7 @@ from tapejit.errors import TapeError, TapeFullError
 from tapejit.guards import Guards
 from tapejit.layout import ELEMENTWISE, HEADER, MATMUL, MAX_JOINED, SUM, TABLE, TILE
 from tapejit.printing import histogram, listing, summary
-from tapejit.workspace import fresh, give_back, only_here, take
+from tapejit.workspace import extended, fresh, give_back, only_here, take
 
 __all__ = ["MAX_SLOTS", "FlatTape"]
 
@@ -122,16 +122,28 @@ class FlatTape:
             self._n_settled += n_staged
 
     def _reserve(self, n_slots: int) -> None:
-        capacity = self._opcode.size
+        capacity = self._value.size  # the last to grow
         if n_slots <= capacity:
             return
         capacity = min(max(n_slots, capacity + capacity // 2), MAX_SLOTS)
         used = self._n_settled
-        old = self._flat()
-        new = take("tape", capacity, largest=True) or tuple(fresh(capacity, array.dtype) for array in old)
-        for source, target in zip(old, new, strict=True):
-            target[:used] = source[:used]
-        self._opcode, self._lhs, self._rhs, self._value = new
+        kept = take("tape", capacity, largest=True)
+        if kept is not None:
+            for source, target in zip(self._flat(), kept, strict=True):
+                target[:used] = source[:used]
+            self._opcode, self._lhs, self._rhs, self._value = kept
+            return
+        for name in ("_opcode", "_lhs", "_rhs", "_value"):
+            holder = [self.__dict__.pop(name)]
+            try:
+                if only_here(holder, 0):
+                    holder = [extended(holder, capacity, used)]
+                else:
+                    new = fresh(capacity, holder[0].dtype)
+                    new[:used] = holder[0][:used]
+                    holder = [new]
+            finally:
+                self.__dict__[name] = holder[0]
 
     def trim(self) -> None:
         """Give up arrays that are far too large: a recording that is kept grows no more."""

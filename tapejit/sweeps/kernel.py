@@ -27,6 +27,7 @@ __all__ = ["cache_directory", "fingerprint", "kernel", "primitive_kernel"]
 
 FLAGS = {"error_model": "numpy", "nogil": True}
 _PACKAGE = Path(__file__).resolve().parent.parent
+NATIVE = _PACKAGE / "recording" / "native"
 
 
 def cache_directory() -> Path:
@@ -50,10 +51,15 @@ def cache_directory() -> Path:
 
 
 @cache
-def fingerprint() -> str:
-    """Digest of everything that a compiled kernel depends on, the processor apart (Numba's own key has that)."""
+def fingerprint(folder: Path | None = None) -> str:
+    """Digest of everything that a compiled kernel depends on, the processor apart (Numba's own key has that).
+
+    Kernels of native recording depend on its folder as well.
+    """
     digest = hashlib.sha256(f"{numba.__version__} {llvmlite.__version__} {sys.version}".encode())
-    for path in [_PACKAGE / "expressions.py", _PACKAGE / "ops.py", *sorted((_PACKAGE / "sweeps").glob("*.py"))]:
+    folders = [_PACKAGE / "sweeps", *([folder] if folder else [])]
+    sources = [path for directory in folders for path in sorted(directory.glob("*.py"))]
+    for path in [_PACKAGE / "expressions.py", _PACKAGE / "ops.py", *sources]:
         digest.update(path.read_bytes())
     return digest.hexdigest()
 
@@ -63,13 +69,14 @@ class _Locator(caching._CacheLocator):
 
     def __init__(self, py_func, py_file):
         self._py_file = py_file
-        self._path = str(cache_directory() / fingerprint()[:16])
+        self._fingerprint = fingerprint(NATIVE if Path(py_file).parent == NATIVE else None)
+        self._path = str(cache_directory() / self._fingerprint[:16])
 
     def get_cache_path(self):
         return self._path
 
     def get_source_stamp(self):
-        return fingerprint()
+        return self._fingerprint
 
     def get_disambiguator(self):
         return "kernel"

@@ -1,0 +1,177 @@
+"""A tape while compiled code appends to it: its header, its growth, and what stops it.
+
+Compiled code knows addresses only, so the tape's arrays may move when they grow; nobody holds a view of them meanwhile. Where the tape is
+full, compiled code calls back into Python, which is also where Ctrl-C is noticed. An error there cannot be raised through compiled
+code: it is kept, nothing more is recorded, the loops of the user's function leave at their next round (`poll`), and `Session` raises it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+from tapejit import ops
+from tapejit.errors import TapejitError, UninitializedError
+from tapejit.recording.native import push
+from tapejit.recording.native.active import call_named
+from tapejit.recording.native.memory import symbol
+from tapejit.recording.native.push import FLAGS, HEADERS, MAX_TAPES, STOPPING, WATCHING
+from tapejit.recording.recorder import Tape
+
+__all__ = ["Session", "Stopped", "poll"]
+
+_lock = threading.Lock()
+_spare: list[np.ndarray] = []  # headers of sessions that have ended
+_local = threading.local()
+_FIRST_ROOM = 1 << 15  # slots
+
+
+class Stopped(Exception):
+    """Leaves the user's compiled function after an error that `Session` raises in its own name."""
+
+
+class Session:
+    """Compiled code appends to `tape` within the ``with`` block.
+
+    Parameters
+    ----------
+    tape : Tape
+        An open tape.
+    keeps_guards : bool
+        Whether decisions are recorded, for replays.
+    line : str
+        What guards say about their place in the source.
+    """
+
+    def __init__(self, tape: Tape, keeps_guards: bool, line: str) -> None:
+        self.tape = tape
+        self.keeps_guards = keeps_guards
+        self.line = line
+        self.error: BaseException | None = None
+        self._guard_slot = np.zeros(0, np.int32)
+        self._guard_expected = np.zeros(0)
+
+    def __enter__(self) -> Session:
+        push.install(_CALLBACK_ADDRESS)
+        with _lock:
+            free = np.flatnonzero(HEADERS[1:] == 0)
+            if not free.size:
+                raise TapejitError(f"{MAX_TAPES - 1} native recordings are open already; end one of them first")
+            self.number = 1 + int(free[0])
+            self._header = _spare.pop() if _spare else np.empty(push.HEADER_WORDS, np.int64)
+            self._header[:] = 0
+            HEADERS[self.number] = self._header.ctypes.data
+            FLAGS[WATCHING] += self.keeps_guards
+        self._header[push.KEEPS_GUARDS] = self.keeps_guards
+        _sessions().append(self)
+        try:
+            self._publish(_FIRST_ROOM)
+        except BaseException:
+            self._leave()
+            raise
+        return self
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        n_slots = int(self._header[push.N_SLOTS])
+        n_guards = int(self._header[push.N_GUARDS])
+        self._leave()
+        opcode = self.tape._opcode[:n_slots]
+        n_user = max(0, int(opcode.max()) - ops.FIRST_USER + 1) if ops.USER and n_slots else 0
+        del opcode
+        self.tape.took_room(n_slots, n_user)
+        if self.error is not None:
+            raise self.error from None
+        if n_guards:
+            self.tape.guards.append(self._guard_slot[:n_guards], self._guard_expected[:n_guards], self.line)
+
+    def _leave(self) -> None:
+        _sessions().remove(self)
+        with _lock:
+            HEADERS[self.number] = 0
+            FLAGS[WATCHING] -= self.keeps_guards
+            FLAGS[STOPPING] -= self.error is not None
+            _spare.append(self._header)
+
+    def _publish(self, n_more: int) -> None:
+        """Make room, and tell compiled code where."""
+        arrays = self.tape.room(n_more)
+        header = self._header
+        header[push.N_SLOTS] = self.tape.n_slots
+        header[push.OPCODE : push.VALUE + 1] = [array.ctypes.data for array in arrays]
+        header[push.CAPACITY] = min(min(array.size for array in arrays), self.tape.max_slots)
+
+    # What compiled code asks for.
+
+    def answer(self, what: int) -> int:
+        if what == push.STOPPED:
+            return int(self.error is not None)
+        if self.error is not None:
+            return 0
+        try:
+            if what == push.READ_POISON:
+                raise UninitializedError(
+                    f"{self.line} reads memory that was allocated (np.empty, np.empty_like) and never written; write it first, or "
+                    "allocate with np.zeros"
+                )
+            if what == push.GROW_TAPE:
+                self.tape.took_room(int(self._header[push.N_SLOTS]))
+                self._publish(1)
+            else:
+                self._grow_guards()
+        except BaseException as error:  # Ctrl-C among them: it is raised when compiled code has returned
+            self._stop(error)
+            return 0
+        return 1
+
+    def _grow_guards(self) -> None:
+        n = int(self._header[push.N_GUARDS])
+        size = max(1024, 2 * n)
+        slot, expected = np.empty(size, np.int32), np.empty(size)
+        slot[:n], expected[:n] = self._guard_slot[:n], self._guard_expected[:n]
+        self._guard_slot, self._guard_expected = slot, expected
+        self._header[push.GUARD_SLOT : push.GUARD_EXPECTED + 1] = slot.ctypes.data, expected.ctypes.data
+        self._header[push.GUARD_CAPACITY] = size
+
+    def _stop(self, error: BaseException) -> None:
+        self._header[push.CAPACITY] = push.DEAD
+        with _lock:
+            self.error = error
+            FLAGS[STOPPING] += 1
+
+
+def _sessions() -> list[Session]:
+    if not hasattr(_local, "sessions"):
+        _local.sessions = []
+    return _local.sessions
+
+
+@ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_int64, ctypes.c_int64)
+def _callback(what: int, number: int) -> int:
+    sessions = _sessions()
+    return sessions[-1].answer(what) if sessions else 0
+
+
+_CALLBACK_ADDRESS = ctypes.cast(_callback, ctypes.c_void_p).value
+
+
+@intrinsic
+def poll(typingctx):
+    """Leave the function if its recording must stop."""
+
+    def generate(context, builder, signature, args):
+        flags = symbol(builder.module, "tapejit_flags", ir.IntType(64))
+        zero = ir.Constant(ir.IntType(64), 0)
+        stopping = builder.load(builder.gep(flags, [ir.Constant(ir.IntType(64), STOPPING)]))
+        with builder.if_then(builder.icmp_signed("!=", stopping, zero), likely=False):
+            stopped = call_named(builder, "stopped", [])
+            with builder.if_then(builder.icmp_signed("!=", stopped, zero), likely=False):
+                context.call_conv.return_user_exc(builder, Stopped, ())
+        return context.get_dummy_value()
+
+    return types.void(), generate

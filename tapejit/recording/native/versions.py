@@ -1,0 +1,163 @@
+"""Active versions: for each of the user's compiled functions, a dispatcher that compiles the same Python function for active types.
+
+Called with plain arguments only, it passes the call on to the user's own. Options that say how to compile (``fastmath``, ``error_model``,
+``boundscheck``) are taken over; ``parallel`` is not, since threads would race on the tape: ``prange`` counts in order.
+"""
+
+from __future__ import annotations
+
+import inspect
+import threading
+import weakref
+from typing import Any
+
+from numba import types
+from numba.core import bytecode, errors, ir, typing
+from numba.core.compiler import CompilerBase, DefaultPassBuilder
+from numba.core.compiler_machinery import PassManager
+from numba.core.dispatcher import Dispatcher
+from numba.core.registry import CPUDispatcher
+from numba.core.untyped_passes import LiteralUnroll, ReconstructSSA
+
+from tapejit.errors import UnsupportedError
+from tapejit.recording.native.active import ActiveBool, ActiveFloat, active_float, is_active, is_active_array
+from tapejit.recording.native.rewriting import ActiveCompiler
+
+__all__ = ["ActiveVersion", "active_version", "untyped_ir"]
+
+_versions: weakref.WeakKeyDictionary[Dispatcher, ActiveVersion] = weakref.WeakKeyDictionary()
+_read: weakref.WeakKeyDictionary[Dispatcher, ir.FunctionIR | None] = weakref.WeakKeyDictionary()
+_lock = threading.RLock()
+_DROPPED = ("parallel", "cache", "nopython", "forceobj", "looplift", "inline", "no_cpython_wrapper", "no_cfunc_wrapper")
+
+
+def active_version(dispatcher: Dispatcher) -> Dispatcher:
+    """The active version of a compiled function."""
+    if isinstance(dispatcher, ActiveVersion) or not isinstance(dispatcher, CPUDispatcher):
+        return dispatcher
+    with _lock:
+        if dispatcher not in _versions:
+            _versions[dispatcher] = ActiveVersion(dispatcher)
+        return _versions[dispatcher]
+
+
+class ActiveVersion(CPUDispatcher):
+    """A dispatcher for active arguments.
+
+    Parameters
+    ----------
+    plain : Dispatcher
+        The user's own.
+    """
+
+    def __init__(self, plain: Dispatcher) -> None:
+        options = {name: given for name, given in plain.targetoptions.items() if name not in _DROPPED}
+        options.update(nopython=True, no_cpython_wrapper=True, no_cfunc_wrapper=True)
+        super().__init__(plain.py_func, locals=_local_types(plain), targetoptions=options, pipeline_class=ActiveCompiler)
+        self._plain = weakref.ref(plain)
+
+    @property
+    def plain(self) -> Dispatcher:
+        plain = self._plain()
+        assert plain is not None  # whoever calls the active version refers to the plain one
+        return plain
+
+    def get_call_template(self, args: Any, kws: Any) -> tuple:
+        if not any(is_active(arg) for arg in (*args, *kws.values())):
+            return self.plain.get_call_template(args, kws)
+        pysig, args = self._compiler.fold_argument_types(args, kws)
+        if not self.plain._can_compile:
+            args = _declared(self.plain, args)
+        self.compile(tuple(args))
+        signature = self.overloads[tuple(args)].signature
+        template = typing.make_concrete_template(
+            f"CallTemplate({self.py_func.__name__})", key=self.py_func.__name__, signatures=[signature]
+        )
+        return template, pysig, args, {}
+
+    def get_overload(self, sig: Any) -> Any:
+        args = tuple(sig)
+        return super().get_overload(sig) if args in self.overloads else self.plain.get_overload(sig)
+
+
+def _local_types(plain: Dispatcher) -> dict:
+    """Declared types of variables; a float may become active, so it is left to inference."""
+    return {name: kind for name, kind in plain.locals.items() if kind != types.float64}
+
+
+def _declared(plain: Dispatcher, args: tuple) -> list:
+    """Argument types under explicit signatures: what the function was declared for, active where the arguments are."""
+    wanted = tuple(plain_type(arg) for arg in args)
+    signature = plain.typingctx.resolve_overload(plain.py_func.__name__, plain.nopython_signatures, wanted, {})
+    if signature is None:
+        declared = "; ".join(str(sig) for sig in plain.nopython_signatures)
+        raise errors.TypingError(f"{plain.py_func.__name__} is declared for {declared} and was called with {wanted}")
+    out = []
+    for arg, plain_arg, declared_arg in zip(args, wanted, signature.args, strict=True):
+        if is_active(arg):
+            if plain_arg != declared_arg and not (
+                isinstance(plain_arg, types.Array) and plain_arg.dtype == declared_arg.dtype
+            ):
+                raise UnsupportedError(
+                    f"{plain.py_func.__name__} is declared for {declared_arg}, and active values are float64; declare it for float64"
+                )
+            out.append(arg)
+        else:
+            out.append(declared_arg)
+    return out
+
+
+def plain_type(kind: types.Type) -> types.Type:
+    """The type in the plain function of what is active here."""
+    if isinstance(kind, ActiveFloat):
+        return types.float64
+    if isinstance(kind, ActiveBool):
+        return types.boolean
+    if is_active_array(kind):
+        return kind.copy(dtype=types.float64)
+    if isinstance(kind, types.BaseTuple) and is_active(kind):
+        return types.Tuple([plain_type(part) for part in kind])
+    if isinstance(kind, (types.List, types.ListType)) and isinstance(kind.dtype, ActiveFloat):
+        return types.List(types.float64) if isinstance(kind, types.List) else types.ListType(types.float64)
+    return kind
+
+
+def untyped_ir(dispatcher: Dispatcher) -> ir.FunctionIR | None:
+    """A function in SSA form, before typing; None if Numba cannot read it."""
+    if dispatcher not in _read:
+        _read[dispatcher] = _untyped_ir(dispatcher)
+    return _read[dispatcher]
+
+
+def _untyped_ir(dispatcher: Dispatcher) -> ir.FunctionIR | None:
+    function_id = bytecode.FunctionIdentity.from_function(dispatcher.py_func)
+    n = len(inspect.signature(dispatcher.py_func).parameters)
+    target = dispatcher.targetdescr
+    flags = _flags(dispatcher)
+    compiler = CompilerBase(target.typing_context, target.target_context, None, (types.pyobject,) * n, None, flags, {})
+    state = compiler.state
+    state.func_id = function_id
+    state.bc = bytecode.ByteCode(func_id=function_id)
+    state.lifted, state.lifted_from, state.nargs = (), None, n
+    whole = DefaultPassBuilder.define_untyped_pipeline(state)
+    manager = PassManager("tapejit_untyped")
+    for step, label in whole.passes:
+        if step is not LiteralUnroll:
+            manager.add_pass(step, label)
+        if step is ReconstructSSA:
+            break
+    manager.finalize()
+    try:
+        manager.run(state)
+    except errors.NumbaError:
+        return None
+    return state.func_ir
+
+
+def _flags(dispatcher: Dispatcher) -> Any:
+    from numba.core.compiler import Flags
+
+    flags = Flags()
+    dispatcher.targetdescr.options.parse_as_flags(flags, {"nopython": True})
+    flags.enable_ssa = True
+    return flags

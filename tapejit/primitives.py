@@ -13,6 +13,7 @@ from tapejit.expressions import names, parse
 from tapejit.ops import REAL, Interval, Op
 from tapejit.recording.array import is_active
 from tapejit.recording.elementwise import evaluate
+from tapejit.recording.native.user_rows import announce
 
 __all__ = ["Primitive", "primitive"]
 
@@ -29,6 +30,8 @@ class Primitive:
     def __init__(self, op: Op) -> None:
         self.op = op
         self.__name__ = op.name
+        self.__qualname__ = op.name
+        self.__module__ = __name__
 
     def __call__(self, *operands: Any) -> Any:
         for x in operands:
@@ -102,4 +105,6 @@ def primitive(
         raise ValueError(f"primitive {name!r}: its value reads v, which is what it gives; only partials may")
     ops.check_names(op)
     ops.add_row(op)
-    return Primitive(op)
+    made = Primitive(op)
+    announce(made)
+    return made

@@ -22,7 +22,7 @@ from tapejit.ops import Op, partial_trees, second_partial_trees
 from tapejit.sweeps.kernel import primitive_kernel
 from tapejit.sweeps.special import NAMESPACE
 
-__all__ = ["primitive_table"]
+__all__ = ["inlined", "primitive_table"]
 
 _VALUE = "void(int64, int64, CPointer(float64), CPointer(float64), CPointer(float64))"
 _PARTIAL = "void(int64, int64, int64, CPointer(float64), CPointer(float64), CPointer(float64), CPointer(float64))"
@@ -103,7 +103,7 @@ def _source(parameters: str, branches: Sequence[tuple[str, Tree]], result_from: 
     lines = [f"def primitive({parameters}):"]
     for position, (condition, tree) in enumerate(branches):
         lines += [f"    {'el' if position else ''}if {condition}:", "        for i in range(n):"]
-        lines += [f"            {line}" for line in _loop_body(_inlined(tree), result_from)]
+        lines += [f"            {line}" for line in _loop_body(inlined(tree), result_from)]
     lines += ["    else:", "        for i in range(n):", "            out[i] = 0.0"]
     return "\n".join(lines) + "\n"
 
@@ -128,15 +128,15 @@ def _loop_body(tree: Tree, result_from: str) -> list[str]:
     return [*lines, f"out[i] = {text(program.result)}"]
 
 
-def _inlined(tree: Tree) -> Tree:
+def inlined(tree: Tree) -> Tree:
     """`tree` with every call of a primitive that is not a function of `NAMESPACE` replaced by its value expression."""
     if not isinstance(tree, tuple):
         return tree
     name, *children = tree
-    children = [_inlined(child) for child in children]
+    children = [inlined(child) for child in children]
     if name in NAMESPACE or name in ("add", "sub", "mul", "div", "neg", "select") or name in ops.COMPARISONS:
         return (name, *children)
-    return _inlined(substitute(parse(ops.op_named(name).value), dict(zip(("x", "y"), children, strict=False))))
+    return inlined(substitute(parse(ops.op_named(name).value), dict(zip(("x", "y"), children, strict=False))))
 
 
 _KINDS = {"value": (value_source, _VALUE), "partial": (partial_source, _PARTIAL), "second": (second_source, _PARTIAL)}

@@ -12,7 +12,7 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.core.typeconv import Conversion
-from numba.extending import intrinsic, lower_cast, make_attribute_wrapper, models, register_model
+from numba.extending import box, intrinsic, lower_cast, make_attribute_wrapper, models, register_model
 
 from tapejit.recording.native.memory import symbol
 from tapejit.recording.native.push import POISON
@@ -146,6 +146,12 @@ def _outcome(context, builder, given, wanted, value):
     with builder.if_then(builder.icmp_signed("!=", proxy.word, ir.Constant(_INT64, 0)), likely=False):
         call_named(builder, "decide", [proxy.word, context.cast(builder, proxy.outcome, types.boolean, types.float64)])
     return proxy.outcome
+
+
+@box(ActiveFloat)
+def _as_python(kind, value, c):
+    """What ``print`` shows of an active number."""
+    return c.box(types.float64, c.builder.extract_value(value, 0))
 
 
 @intrinsic

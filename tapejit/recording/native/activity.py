@@ -22,6 +22,7 @@ from numba import types
 from numba.core import ir
 from numba.core.dispatcher import Dispatcher
 
+from tapejit.recording.native import user_rows
 from tapejit.recording.native.active import ActiveBool, ActiveFloat, is_active_array
 from tapejit.recording.native.cells import (
     PASSIVE,
@@ -479,7 +480,7 @@ class FunctionActivity:
             return self._computed(function, every, place)
         if isinstance(function, types.Type) or isinstance(function, type):
             return self._computed(function, every, place)
-        if getattr(function, "is_tapejit_primitive", False):
+        if function in user_rows.made:
             return self._combined(arguments, place)
         return self._unknown_call(every, place)
 

@@ -146,28 +146,28 @@ def _kernel(function: Callable) -> type:
     return Kernel
 
 
-@arrayobj.register_jitable
-def _fits(shape, wanted):
-    """Whether an operand of this shape can be read at every index of an output."""
-    skipped = len(wanted) - len(shape)
-    if skipped < 0:
-        return False
-    for axis in range(len(shape)):
-        if shape[axis] != 1 and shape[axis] != wanted[skipped + axis]:
-            return False
-    return True
-
-
-def _check_shapes(context, builder, output_kind, output, kinds, values) -> None:
+def _check_shapes(context, builder, output, operands) -> None:
     """Numba trusts the shapes of explicit outputs; what lies behind the end of an active array would be taken for a slot."""
+    bad = cgutils.false_bit
+    wanted = _shape(context, builder, *output)
+    for operand in operands:
+        shape = _shape(context, builder, *operand)
+        if len(shape) > len(wanted):
+            raise TypingError(f"an operand of {len(shape)} dimensions does not fit into an output of {len(wanted)}")
+        for extent, limit in zip(shape[::-1], wanted[::-1], strict=False):
+            repeats = builder.icmp_signed("==", extent, ir.Constant(extent.type, 1))
+            fits = builder.or_(repeats, builder.icmp_signed("==", extent, limit))
+            bad = builder.or_(bad, builder.not_(fits))
+    with cgutils.if_unlikely(builder, bad):
+        message = "operands could not be broadcast together with the shape of the output"
+        context.call_conv.return_user_exc(builder, ValueError, (message,))
 
-    def check(output, operand):
-        if not _fits(operand.shape, output.shape):
-            raise ValueError("operands could not be broadcast together with the shape of the output")
 
-    for kind, value in zip(kinds, values, strict=True):
-        if isinstance(kind, types.Array) and kind.ndim:
-            context.compile_internal(builder, check, types.none(output_kind, kind), (output, value))
+def _shape(context, builder, kind, value) -> list:
+    if not isinstance(kind, types.Array):
+        return []
+    array = arrayobj.make_array(kind)(context, builder, value)
+    return cgutils.unpack_tuple(builder, array.shape, kind.ndim)
 
 
 def _lower(code: str, function: Callable, n_operands: int) -> None:
@@ -181,8 +181,8 @@ def _lower(code: str, function: Callable, n_operands: int) -> None:
         if function in IN_PLACE:
             operands.append((signature.args[0], args[0]))
         kinds, values = zip(*operands, strict=True)
-        for kind, value in operands[n_operands:]:
-            _check_shapes(context, builder, kind, value, kinds[:n_operands], values[:n_operands])
+        for output in operands[n_operands:]:
+            _check_shapes(context, builder, output, operands[:n_operands])
         loop = typing.signature(signature.return_type, *kinds)
         return npyimpl.numpy_ufunc_kernel(context, builder, loop, values, shape, kernel)
 

@@ -67,7 +67,7 @@ def call(
     sources = list(originals) + list(arguments[len(originals) :])
     structure = [leaves.add(given, source) for given, source in zip(arguments, sources, strict=True)]
     named = {name: leaves.add(given, given) for name, given in keywords.items()}
-    with translated(f):
+    with translated(f, _positional(structure, named, leaves.types())):
         plan = _plan(f, structure, named, leaves)
         driver = driver_for(f, structure, named, leaves.kinds(plan))
     with Session(tape, replayed, f"compiled function {f.py_func.__name__}") as session:
@@ -78,6 +78,13 @@ def call(
             result = None
     leaves.write_back(plan, cells)
     return _recorded(tape, result)
+
+
+def _positional(structure: Sequence[Any], named: dict[str, Any], kinds: Sequence[types.Type]) -> list[types.Type] | None:
+    """The types of the arguments where all are positional leaves; None otherwise."""
+    if named or not all(isinstance(part, int) for part in structure):
+        return None
+    return [kinds[part] for part in structure]
 
 
 @dataclass

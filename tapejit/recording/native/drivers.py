@@ -21,6 +21,7 @@ from numba.extending import overload
 
 from tapejit.recording.native import push, scalars, session  # noqa: F401  (their registrations)
 from tapejit.recording.native.active import ActiveBool, ActiveFloat, active_float, is_active, is_active_array
+from tapejit.recording.native.caching import digest, driver_cache, wants_cache
 from tapejit.recording.native.versions import active_version
 
 __all__ = ["Driver", "driver_for"]
@@ -61,7 +62,7 @@ def driver_for(f: Dispatcher, structure: Sequence[Any], named: dict[str, Any], k
 
 def _compiled(f: Dispatcher, structure: Sequence[Any], named: dict[str, Any], kinds: Sequence[types.Type]) -> Driver:
     push.install(session._CALLBACK_ADDRESS)
-    namespace: dict[str, Any] = {"f": active_version(f), "taken_apart": taken_apart}
+    namespace: dict[str, Any] = {"__name__": __name__, "f": active_version(f), "taken_apart": taken_apart}
 
     def text(part: Any) -> str:
         if isinstance(part, Dispatcher):
@@ -77,9 +78,20 @@ def _compiled(f: Dispatcher, structure: Sequence[Any], named: dict[str, Any], ki
     source = f"def driver({parameters}):\n    return taken_apart(f({', '.join(arguments)}))\n"
     exec(compile(source, f"<tapejit driver of {f.py_func.__name__}>", "exec"), namespace)
     driver = numba.njit(nogil=bool(f.targetoptions.get("nogil")))(namespace["driver"])
+    if wants_cache(f) and (name := digest([f, *_functions_in(structure, named)])) is not None:
+        driver._cache = driver_cache(namespace["driver"], name) or driver._cache
     passed = tuple(types.Array(active_float, 1, "C") if isinstance(kind, ActiveFloat) else kind for kind in kinds)
     driver.compile(passed)
     return Driver(driver.overloads[passed].entry_point, driver)
+
+
+def _functions_in(structure: Any, named: dict[str, Any]) -> list[Dispatcher]:
+    """The functions among the arguments."""
+    if isinstance(structure, Dispatcher):
+        return [structure]
+    if isinstance(structure, (tuple, list)):
+        return [f for part in (*structure, *named.values()) for f in _functions_in(part, {})]
+    return []
 
 
 def taken_apart(result):

@@ -17,7 +17,7 @@ from numba.core import ir
 from numba.core.analysis import compute_cfg_from_blocks
 from numba.core.compiler import CompilerBase, DefaultPassBuilder
 from numba.core.compiler_machinery import FunctionPass, register_pass
-from numba.core.dispatcher import Dispatcher
+from numba.core.dispatcher import Dispatcher, LiftedWith
 from numba.core.ir_utils import mk_unique_var
 from numba.core.untyped_passes import ReconstructSSA
 
@@ -102,6 +102,11 @@ class _Rewriter:
             out.append(statement)
             return
         value = statement.value
+        if isinstance(value, (ir.Global, ir.FreeVar, ir.Const)) and isinstance(value.value, LiftedWith):
+            raise UnsupportedError(
+                f"numba.objmode blocks are not recorded ({_line(statement.loc)}); compute there before the function that is differentiated, "
+                "and pass the result"
+            )
         if isinstance(value, (ir.Global, ir.FreeVar)):
             swapped = self._swapped(value.value)
             if swapped is not value.value:

@@ -22,6 +22,7 @@ from numba.extending import lower_builtin, overload, overload_attribute, overloa
 
 from tapejit import ops
 from tapejit.ops import CODE, Op
+from tapejit.recording.native import user_rows
 from tapejit.recording.native.active import (
     ActiveBool,
     ActiveFloat,
@@ -103,7 +104,7 @@ def _template(function, result_of, arities) -> None:
             return typing.signature(result, *args) if result is not None else None
 
     ActiveTemplate.__name__ = f"active_{getattr(function, '__name__', 'function')}"
-    infer_global(function)(ActiveTemplate)
+    infer_global(function, types.Function(ActiveTemplate))
 
 
 def _plain_value(context, builder, function, signature, args):
@@ -260,8 +261,15 @@ def register(op: Op) -> None:
         (_comparison if op.boolean else _arithmetic)(op, function)
 
 
+def register_primitive(primitive: Callable) -> None:
+    """Let compiled code record a primitive of the user's."""
+    _arithmetic(primitive.op, primitive)  # type: ignore[attr-defined]
+
+
 for _op in ops.OPS:
     register(_op)
+for _primitive in user_rows.made:
+    register_primitive(_primitive)
 for _function, _name in TO_INTEGER.items():
     _to_integer(_name, _function)
 for _function, _name in EXTREMES.items():

@@ -8,6 +8,7 @@ code: it is kept, nothing more is recorded, the loops of the user's function lea
 from __future__ import annotations
 
 import ctypes
+import signal
 import threading
 from typing import Any
 
@@ -20,6 +21,7 @@ from tapejit import ops
 from tapejit.errors import TapejitError, UninitializedError
 from tapejit.recording.native import push
 from tapejit.recording.native.active import call_named
+from tapejit.recording.native.domains import check_domains
 from tapejit.recording.native.memory import symbol
 from tapejit.recording.native.push import FLAGS, HEADERS, MAX_TAPES, STOPPING, WATCHING
 from tapejit.recording.recorder import Tape
@@ -56,6 +58,8 @@ class Session:
         self.error: BaseException | None = None
         self._guard_slot = np.zeros(0, np.int32)
         self._guard_expected = np.zeros(0)
+        self._is_interrupted = False
+        self._handles_interrupts = False
 
     def __enter__(self) -> Session:
         push.install(_CALLBACK_ADDRESS)
@@ -68,14 +72,26 @@ class Session:
             self._header[:] = 0
             HEADERS[self.number] = self._header.ctypes.data
             FLAGS[WATCHING] += self.keeps_guards
+        self._first = self.tape.n_slots
         self._header[push.KEEPS_GUARDS] = self.keeps_guards
         _sessions().append(self)
         try:
             self._publish(_FIRST_ROOM)
+            self._await_interrupts()
         except BaseException:
             self._leave()
             raise
         return self
+
+    def _await_interrupts(self) -> None:
+        """Note Ctrl-C instead of raising it, which could happen where a callback cannot pass it on."""
+        is_main = threading.current_thread() is threading.main_thread()
+        if is_main and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            signal.signal(signal.SIGINT, self._note_interrupt)
+            self._handles_interrupts = True
+
+    def _note_interrupt(self, number: int, frame: Any) -> None:
+        self._is_interrupted = True
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         n_slots = int(self._header[push.N_SLOTS])
@@ -85,12 +101,18 @@ class Session:
         n_user = max(0, int(opcode.max()) - ops.FIRST_USER + 1) if ops.USER and n_slots else 0
         del opcode
         self.tape.took_room(n_slots, n_user)
+        if self._is_interrupted and not isinstance(error, KeyboardInterrupt):
+            raise KeyboardInterrupt
         if self.error is not None:
             raise self.error from None
+        if self.tape.careful:
+            check_domains(self.tape, self._first, self.line)
         if n_guards:
             self.tape.guards.append(self._guard_slot[:n_guards], self._guard_expected[:n_guards], self.line)
 
     def _leave(self) -> None:
+        if self._handles_interrupts:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         _sessions().remove(self)
         with _lock:
             HEADERS[self.number] = 0
@@ -114,6 +136,8 @@ class Session:
         if self.error is not None:
             return 0
         try:
+            if self._is_interrupted:
+                raise KeyboardInterrupt
             if what == push.READ_POISON:
                 raise UninitializedError(
                     f"{self.line} reads memory that was allocated (np.empty, np.empty_like) and never written; write it first, or "

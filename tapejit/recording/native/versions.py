@@ -56,6 +56,15 @@ class ActiveVersion(CPUDispatcher):
         super().__init__(plain.py_func, locals=_local_types(plain), targetoptions=options, pipeline_class=ActiveCompiler)
         self._plain = weakref.ref(plain)
 
+    # Numba pickles dispatchers with the code that refers to them.
+
+    def _reduce_states(self) -> dict:
+        return {"plain": self.plain}
+
+    @classmethod
+    def _rebuild(cls, plain: Dispatcher) -> Dispatcher:
+        return active_version(plain)
+
     @property
     def plain(self) -> Dispatcher:
         plain = self._plain()
@@ -149,7 +158,7 @@ def _untyped_ir(dispatcher: Dispatcher) -> ir.FunctionIR | None:
     manager.finalize()
     try:
         manager.run(state)
-    except errors.NumbaError:
+    except (errors.NumbaError, NotImplementedError):
         return None
     return state.func_ir
 

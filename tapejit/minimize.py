@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from tapejit.calls import Call, hessian_matrix, is_compiled
 from tapejit.derivatives import hvp, jacobian
 from tapejit.errors import UnsupportedError
 from tapejit.recording.recorder import real_array
@@ -38,7 +39,8 @@ def minimize(
 ) -> Any:
     """Minimise a scalar function with exact gradients, and exact Hessian-vector products where the method takes them.
 
-    `fun` is recorded once and replayed; where a decision in it changes, it is recorded again.
+    `fun` is recorded once and replayed; where a decision in it changes, it is recorded again. A function compiled by Numba is recorded at
+    every point, natively.
 
     Parameters
     ----------
@@ -94,11 +96,13 @@ def minimize(
             f"method {method!r} uses no derivatives; choose one of {', '.join(_METHODS.values())}, or call SciPy itself"
         )
     start = real_array(x0, "x0")
-    recording = (
-        fun
-        if isinstance(fun, Recording)
-        else record(fun, _shaped(start.reshape(-1), start.shape), *args, on_branch_change=on_branch_change)
-    )
+    recording: Recording | _Rerun
+    if isinstance(fun, Recording):
+        recording = fun
+    elif is_compiled(fun):
+        recording = _Rerun(fun, tuple(args))
+    else:
+        recording = record(fun, _shaped(start.reshape(-1), start.shape), *args, on_branch_change=on_branch_change)
     objective = _Objective(recording, start.shape, tuple(args) if isinstance(fun, Recording) and args else None)
     with _Watch(objective, callback, progress, name) as watch:
         keywords: dict[str, Any] = {
@@ -134,10 +138,45 @@ class _NotFiniteError(Exception):
     """Stops SciPy where the loss or its gradient is not finite."""
 
 
+class _Rerun:
+    """A compiled function, recorded afresh at every point: that costs what a replay does, and no branch can have changed."""
+
+    def __init__(self, f: Callable, args: tuple) -> None:
+        self._f, self._args = f, args
+        self._at: bytes | None = None
+        self._call: Call | None = None
+        self.n_recorded = 0
+
+    def _recorded(self, x: Any) -> Call:
+        """The recording at `x`, where SciPy asks for the value, the gradient and Hessian products in turn."""
+        at = np.asarray(x).tobytes()
+        if self._call is None or at != self._at:
+            self._call = None  # so that its memory serves the next
+            self._call = Call(self._f, (x, *self._args), (0,), short_lived=True)
+            self._call.require_scalar("a gradient")
+            self._at = at
+            self.n_recorded += 1
+        return self._call
+
+    def value(self, x: Any, args: tuple | None = None) -> float:
+        return self._recorded(x).value()
+
+    def value_and_grad(self, x: Any, args: tuple | None = None) -> tuple[float, Any]:
+        call = self._recorded(x)
+        return call.value(), call.pull_back(1.0)[0]
+
+    def hvp(self, x: Any, v: Any, args: tuple | None = None) -> Any:
+        return self._recorded(x).hessian_product([v])[0]
+
+    def hessian(self, x: Any, args: tuple | None = None) -> Any:
+        call = self._recorded(x)
+        return hessian_matrix(call.tape, call.output, call.tape.value)
+
+
 class _Objective:
     """Value and gradient for SciPy: flat vectors in and out, the best point kept."""
 
-    def __init__(self, recording: Recording, shape: tuple[int, ...], args: tuple | None) -> None:
+    def __init__(self, recording: Recording | _Rerun, shape: tuple[int, ...], args: tuple | None) -> None:
         self.recording, self.shape, self.args = recording, shape, args
         self.best_x: np.ndarray | None = None
         self.best_loss = np.inf

@@ -47,7 +47,9 @@ def fresh(n: int, dtype: np.dtype) -> np.ndarray:
     if n_bytes < _FROM_SYSTEM:
         return np.empty(n, dtype)
     # Private, not mmap's default of shared: only private memory comes in huge pages (a ninth of the time to touch it) and may be extended.
-    memory = mmap.mmap(-1, n_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) if _IS_POSIX else mmap.mmap(-1, n_bytes)
+    memory = (
+        mmap.mmap(-1, n_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) if _IS_POSIX else mmap.mmap(-1, n_bytes)
+    )
     _ask_for_huge_pages(memory)
     return np.frombuffer(memory, dtype)
 

@@ -38,9 +38,9 @@ from tapejit.recording.native.cells import (
     Value,
     absorb,
     cells_in,
-    is_active,
     joined,
 )
+from tapejit.recording.native.frontend import compiled_form
 
 __all__ = ["FunctionActivity", "Program", "value_of_type"]
 
@@ -49,7 +49,9 @@ def _functions(module: ModuleType, names: str) -> set[Callable]:
     return {getattr(module, name) for name in names.split() if hasattr(module, name)}
 
 
-ALLOCATORS = _functions(np, "zeros empty ones full zeros_like empty_like ones_like full_like eye identity linspace arange array")
+ALLOCATORS = _functions(
+    np, "zeros empty ones full zeros_like empty_like ones_like full_like eye identity linspace arange array"
+)
 # The first argument's memory, seen in another shape.
 VIEWS = _functions(
     np,
@@ -64,15 +66,44 @@ PASSIVE_RESULTS = (
         "logical_not flatnonzero argwhere unravel_index nanargmax nanargmin isscalar iscomplexobj isrealobj",
     )
     | _functions(math, "floor ceil trunc isnan isinf isfinite isclose gcd comb perm factorial")
-    | {len, int, bool, round, range, isinstance, hash, slice, id, str, repr, print, type, numba.prange, operator.contains}
+    | {
+        len,
+        int,
+        bool,
+        round,
+        range,
+        isinstance,
+        hash,
+        slice,
+        id,
+        str,
+        repr,
+        print,
+        type,
+        numba.prange,
+        operator.contains,
+    }
 )
 VIEW_METHODS = set("reshape ravel transpose view squeeze swapaxes diagonal items keys values".split())
-PASSIVE_METHODS = set("argmax argmin argsort searchsorted any all nonzero item_size index count startswith format".split())
+PASSIVE_METHODS = set(
+    "argmax argmin argsort searchsorted any all nonzero item_size index count startswith format".split()
+)
 PASSIVE_ATTRIBUTES = set("shape size ndim strides itemsize nbytes flags".split())
 VIEW_ATTRIBUTES = set("T real imag flat base".split())
 STORING_METHODS = set("append appendleft insert extend setdefault update add fill put setflags".split())
 TAKING_METHODS = set("pop popleft popitem get item remove clear reverse sort".split())
-COMPARISONS = {operator.lt, operator.le, operator.gt, operator.ge, operator.eq, operator.ne, operator.is_, operator.is_not, operator.contains, operator.not_}
+COMPARISONS = {
+    operator.lt,
+    operator.le,
+    operator.gt,
+    operator.ge,
+    operator.eq,
+    operator.ne,
+    operator.is_,
+    operator.is_not,
+    operator.contains,
+    operator.not_,
+}
 
 
 def value_of_type(kind: types.Type, cell_of: Callable[[tuple], Cell], key: tuple = ()) -> Value:
@@ -213,7 +244,11 @@ class FunctionActivity:
         elif isinstance(statement, ir.SetAttr):
             self._store(self._read(statement.target), self._read(statement.value))
         elif isinstance(statement, ir.Return):
-            result = joined([value for value in (self.result, self._read(statement.value)) if value is not None], self.cell, ("result",))
+            result = joined(
+                [value for value in (self.result, self._read(statement.value)) if value is not None],
+                self.cell,
+                ("result",),
+            )
             if result != self.result:
                 self.result = result
                 Cell.changes += 1
@@ -248,7 +283,7 @@ class FunctionActivity:
             return Array(self.cell((place,)), thing.ndim)
         if isinstance(thing, tuple):
             return Tuple(tuple(self._constant(item, place) for item in thing))
-        return Known(thing)
+        return Known(compiled_form(thing))
 
     # Operations.
 
@@ -272,7 +307,9 @@ class FunctionActivity:
     def _combined(self, operands: Sequence[Value], place: int, is_comparison: bool = False) -> Value:
         """The result of arithmetic: a new number or a new array."""
         if any(isinstance(operand, Tuple) for operand in operands):
-            items = [item for operand in operands for item in (operand.items if isinstance(operand, Tuple) else (operand,))]
+            items = [
+                item for operand in operands for item in (operand.items if isinstance(operand, Tuple) else (operand,))
+            ]
             return self._unknown(items, place)  # tuples joined or repeated
         if all(isinstance(operand, (Passive, Known)) for operand in operands):
             return PASSIVE
@@ -335,9 +372,17 @@ class FunctionActivity:
             if isinstance(base.thing, ModuleType) or isinstance(base.thing, type):
                 thing = getattr(base.thing, name, None)
                 return self._constant(thing, place)
-            return Method(name, base) if not isinstance(base.thing, tuple) else self._constant(getattr(base.thing, name), place)
+            return (
+                Method(name, base)
+                if not isinstance(base.thing, tuple)
+                else self._constant(getattr(base.thing, name), place)
+            )
         if name in PASSIVE_ATTRIBUTES:
-            return Tuple((PASSIVE,) * base.ndim) if name == "shape" and isinstance(base, Array) and base.ndim is not None else PASSIVE
+            return (
+                Tuple((PASSIVE,) * base.ndim)
+                if name == "shape" and isinstance(base, Array) and base.ndim is not None
+                else PASSIVE
+            )
         if name in VIEW_ATTRIBUTES:
             return base
         if isinstance(base, (Array, Other, Scalar, Tuple)):
@@ -406,7 +451,9 @@ class FunctionActivity:
             return self._dispatcher_call(function.thing, arguments, keywords, place)
         return self._known_call(function.thing, arguments, keywords, place)
 
-    def _dispatcher_call(self, dispatcher: Dispatcher, arguments: list[Value], keywords: dict[str, Value], place: int) -> Value | None:
+    def _dispatcher_call(
+        self, dispatcher: Dispatcher, arguments: list[Value], keywords: dict[str, Value], place: int
+    ) -> Value | None:
         folded = self._folded(dispatcher, arguments, keywords)
         summary = self._program.summary(dispatcher, folded) if folded is not None else None
         if summary is None:
@@ -415,7 +462,11 @@ class FunctionActivity:
         for own, given in zip(summary.parameters, folded, strict=True):
             for inside, outside in zip(cells_in(own), cells_in(given), strict=True):
                 self._transfer(inside.root(), outside, here)
-        return _instantiated([summary.result], here, lambda i: self.cell((place, i)))[0] if summary.result is not None else None
+        return (
+            _instantiated([summary.result], here, lambda i: self.cell((place, i)))[0]
+            if summary.result is not None
+            else None
+        )
 
     @staticmethod
     def _transfer(inside: Cell, outside: Cell, here: dict[Cell, Cell]) -> None:
@@ -465,7 +516,14 @@ class FunctionActivity:
             return self._passive_result(every, place)
         if _hashed_in(function, VIEWS):
             return self._viewed(function, arguments, place)
-        if getattr(function, "__module__", "").startswith("numpy.random") or name in ("copyto", "fill_diagonal", "put", "shuffle", "place", "putmask"):
+        if getattr(function, "__module__", "").startswith("numpy.random") or name in (
+            "copyto",
+            "fill_diagonal",
+            "put",
+            "shuffle",
+            "place",
+            "putmask",
+        ):
             return self._written(every, place)
         for key in ("out",):
             if key in keywords:
@@ -503,7 +561,14 @@ class FunctionActivity:
             return Array(cell, 2)
         if name == "array":
             return Array(cell, None)
-        return Array(cell, len(shape.items) if isinstance(shape, Tuple) else 1 if isinstance(shape, (Passive, Known, Scalar)) else None)
+        return Array(
+            cell,
+            len(shape.items)
+            if isinstance(shape, Tuple)
+            else 1
+            if isinstance(shape, (Passive, Known, Scalar))
+            else None,
+        )
 
     def _passive_result(self, values: list[Value], place: int) -> Value:
         arrays = [value for value in values if isinstance(value, (Array, Other))]
@@ -513,7 +578,13 @@ class FunctionActivity:
         base = arguments[0] if arguments else PASSIVE
         if isinstance(base, Array):
             same = function in (np.ravel,)
-            ndim = 1 if same else base.ndim if function in (np.transpose, np.flip, np.ascontiguousarray, np.asarray) else None
+            ndim = (
+                1
+                if same
+                else base.ndim
+                if function in (np.transpose, np.flip, np.ascontiguousarray, np.asarray)
+                else None
+            )
             if function is np.reshape and len(arguments) > 1:
                 ndim = _reshaped(arguments[1:])
             return Array(base.cell, ndim)
@@ -548,14 +619,30 @@ class FunctionActivity:
     def _method_call(self, method: Method, arguments: list[Value], place: int) -> Value:
         name, receiver = method.name, method.receiver
         if isinstance(receiver, Known):
-            return self._written(arguments, place) if name in ("shuffle",) else self._unknown_call([receiver, *arguments], place)
+            return (
+                self._written(arguments, place)
+                if name in ("shuffle",)
+                else self._unknown_call([receiver, *arguments], place)
+            )
         if name in PASSIVE_METHODS:
             return self._passive_result([receiver], place)
         if name in VIEW_METHODS:
             if isinstance(receiver, Array):
-                ndim = _reshaped(arguments) if name == "reshape" else 1 if name == "ravel" else receiver.ndim if name in ("transpose", "swapaxes") else None
+                ndim = (
+                    _reshaped(arguments)
+                    if name == "reshape"
+                    else 1
+                    if name == "ravel"
+                    else receiver.ndim
+                    if name in ("transpose", "swapaxes")
+                    else None
+                )
                 return Array(receiver.cell, ndim)
-            return Iterated(Other(receiver.cell)) if name in ("items", "keys", "values") and isinstance(receiver, Other) else receiver
+            return (
+                Iterated(Other(receiver.cell))
+                if name in ("items", "keys", "values") and isinstance(receiver, Other)
+                else receiver
+            )
         if name in STORING_METHODS:
             for argument in arguments:
                 self._store(receiver, argument)
@@ -594,7 +681,11 @@ class FunctionActivity:
         return result
 
 
-_ELEMENTWISE = _functions(np, "where clip round around abs real imag nan_to_num sinc interp") | {builtins.abs, builtins.pow, builtins.divmod}
+_ELEMENTWISE = _functions(np, "where clip round around abs real imag nan_to_num sinc interp") | {
+    builtins.abs,
+    builtins.pow,
+    builtins.divmod,
+}
 _REDUCTIONS = _functions(np, "sum prod mean var std max min amax amin median ptp nansum nanmean trapezoid")
 
 

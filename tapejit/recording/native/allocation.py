@@ -15,16 +15,24 @@ from numba.core.errors import TypingError
 from numba.core.imputils import impl_ret_new_ref
 from numba.core.typing.npydecl import parse_dtype, parse_shape
 from numba.core.typing.templates import AbstractTemplate, infer_global
-from numba.extending import intrinsic, lower_builtin, overload
+from numba.extending import intrinsic, lower_builtin
 from numba.np import arrayobj
 from numba.np.arrayobj import numpy_empty_like_nd, numpy_empty_nd
 from numba.np.numpy_support import is_nonelike
 
 from tapejit.errors import UnsupportedError
-from tapejit.recording.native.active import ActiveFloat, active_float, is_active, is_active_array, is_active_type, poison
+from tapejit.recording.native.active import (
+    ActiveFloat,
+    active_float,
+    is_active,
+    is_active_array,
+    is_active_type,
+    poison,
+)
+from tapejit.recording.native.conversions import lifted, to_active
 from tapejit.recording.native.numpy_functions import Call, implements
 
-__all__ = ["ALLOCATORS", "to_active"]
+__all__ = ["ALLOCATORS", "check_dtype", "is_default_dtype"]
 
 ACTIVE = active_float  # compiled code sees a dtype
 ALLOCATORS: dict[Callable, Callable] = {}
@@ -47,56 +55,6 @@ def check_dtype(name: str, dtype) -> None:
             f"{name} converts active numbers to {kind}, which loses the derivative; keep float64, or take int(x) of single "
             "numbers where an integer is meant"
         )
-
-
-# Plain numbers as active ones.
-
-
-def to_active(x):
-    """A copy of float64 numbers that can stand on a tape: of a scalar, an array, a list or a tuple; anything else as it is."""
-    raise NotImplementedError("to_active works in compiled code only")
-
-
-@overload(to_active)
-def _to_active(x):
-    if x == types.float64:
-        return lambda x: lifted(x)
-    if isinstance(x, types.Array) and x.dtype == types.float64:
-        return _to_active_array
-    if _has_floats(x):
-        return _to_active_tuple(x) if isinstance(x, types.BaseTuple) else lambda x: [to_active(item) for item in x]
-    return lambda x: x
-
-
-def _to_active_array(x):
-    out = np.zeros_like(x, dtype=ACTIVE)
-    out[...] = x
-    return out
-
-
-def _to_active_tuple(kind):
-    items = ", ".join(f"to_active(x[{i}])" for i in range(len(kind)))
-    namespace = {"to_active": to_active}
-    exec(f"def convert(x):\n    return ({items},)\n", namespace)
-    return namespace["convert"]
-
-
-def _has_floats(kind) -> bool:
-    if isinstance(kind, types.BaseTuple):
-        return any(_has_floats(item) for item in kind)
-    if isinstance(kind, (types.List, types.Array)):
-        return _has_floats(kind.dtype)
-    return kind == types.float64
-
-
-@intrinsic
-def lifted(typingctx, x):
-    """A number as an active one, on no tape unless it is active already."""
-
-    def generate(context, builder, signature, args):
-        return context.cast(builder, args[0], x, active_float)
-
-    return active_float(x), generate
 
 
 # Allocators.
@@ -299,7 +257,9 @@ def _as_strided(x, shape=None, strides=None):
 
 def _refuse_memory(name: str, kind) -> None:
     if is_active(kind):
-        raise UnsupportedError(f"{name} shows the memory of an active array as something else; use slices, reshape or indices")
+        raise UnsupportedError(
+            f"{name} shows the memory of an active array as something else; use slices, reshape or indices"
+        )
 
 
 def _as_type(a, dtype):

@@ -82,11 +82,15 @@ def _checked_output(function, kind, plain) -> None:
 def _template(function: Callable, n_operands: int) -> str:
     """Type the calls of a function that have an array and something active among their arguments; gives the key of its code."""
     in_place = function in IN_PLACE
-    code = f"tapejit.{getattr(function, '__name__', function)}.{'ufunc' if isinstance(function, np.ufunc) else 'operator'}"
+    code = (
+        f"tapejit.{getattr(function, '__name__', function)}.{'ufunc' if isinstance(function, np.ufunc) else 'operator'}"
+    )
 
     class ActiveArrayTemplate(AbstractTemplate):
         key = function
-        metadata = {"target": "cpu"}  # tried before Numba's own, which fails on active in-place operands with an error of its own
+        metadata = {
+            "target": "cpu"
+        }  # tried before Numba's own, which fails on active in-place operands with an error of its own
 
         def generic(self, args, kws):
             if kws or not _meets_active(args):
@@ -175,9 +179,7 @@ def _lower(code: str, function: Callable, n_operands: int) -> None:
     shape = SimpleNamespace(nin=n_operands, nout=1, nargs=n_operands + 1, __name__=code)
 
     def generate(context, builder, signature, args):
-        operands = [
-            _operand(context, builder, kind, arg) for kind, arg in zip(signature.args, args, strict=True)
-        ]
+        operands = [_operand(context, builder, kind, arg) for kind, arg in zip(signature.args, args, strict=True)]
         if function in IN_PLACE:
             operands.append((signature.args[0], args[0]))
         kinds, values = zip(*operands, strict=True)

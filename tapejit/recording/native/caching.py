@@ -22,7 +22,15 @@ from tapejit.sweeps.kernel import NATIVE, cache_directory, fingerprint
 
 __all__ = ["driver_cache", "digest", "wants_cache"]
 
-_VERSIONED = {"numpy", "numba", "math", "builtins", "operator", "scipy", "cmath"}  # modules that their version identifies
+_VERSIONED = {
+    "numpy",
+    "numba",
+    "math",
+    "builtins",
+    "operator",
+    "scipy",
+    "cmath",
+}  # modules that their version identifies
 
 
 def wants_cache(f: Dispatcher) -> bool:
@@ -56,7 +64,12 @@ def _described(thing: Any, seen: dict[int, int]) -> Any:
         items = sorted(thing, key=repr) if isinstance(thing, (frozenset, set)) else thing
         return (type(thing).__name__, *(_described(item, seen) for item in items))
     if isinstance(thing, np.ndarray) and not thing.dtype.hasobject:
-        return ("array", thing.dtype.str, thing.shape, hashlib.sha256(np.ascontiguousarray(thing).tobytes()).hexdigest())
+        return (
+            "array",
+            thing.dtype.str,
+            thing.shape,
+            hashlib.sha256(np.ascontiguousarray(thing).tobytes()).hexdigest(),
+        )
     if isinstance(thing, types.Type):
         return ("numba type", str(thing))
     if isinstance(thing, CodeType):
@@ -73,9 +86,17 @@ def _described(thing: Any, seen: dict[int, int]) -> Any:
         return _described_function(thing, seen)
     if isinstance(thing, np.dtype):
         return ("dtype", thing.str)
-    module = thing.__name__ if isinstance(thing, ModuleType) else getattr(thing, "__module__", None) or type(thing).__module__
+    module = (
+        thing.__name__
+        if isinstance(thing, ModuleType)
+        else getattr(thing, "__module__", None) or type(thing).__module__
+    )
     if module.split(".")[0] in _VERSIONED:
-        return ("known", module, getattr(thing, "__qualname__", None) or getattr(thing, "__name__", None) or repr(type(thing)))
+        return (
+            "known",
+            module,
+            getattr(thing, "__qualname__", None) or getattr(thing, "__name__", None) or repr(type(thing)),
+        )
     if isinstance(thing, ModuleType):
         return ("module", thing.__name__)
     raise _Opaque(repr(thing))
@@ -88,15 +109,34 @@ def _described_function(f: FunctionType, seen: dict[int, int]) -> Any:
     # ``module.name``: which module is not told by the names, so all that fit.
     for module in [f.__globals__[name] for name in sorted(names) if isinstance(f.__globals__.get(name), ModuleType)]:
         if module.__name__.split(".")[0] not in _VERSIONED:
-            read += [(module.__name__, name, _described(vars(module)[name], seen)) for name in sorted(names) if name in vars(module)]
-    return ("function", f.__qualname__, _described_code(f.__code__, seen), _described(f.__defaults__, seen), cells, read)
+            read += [
+                (module.__name__, name, _described(vars(module)[name], seen))
+                for name in sorted(names)
+                if name in vars(module)
+            ]
+    return (
+        "function",
+        f.__qualname__,
+        _described_code(f.__code__, seen),
+        _described(f.__defaults__, seen),
+        cells,
+        read,
+    )
 
 
 def _described_code(code: CodeType, seen: dict[int, int]) -> Any:
     # Lines too: errors name them.
     lines = hashlib.sha256(repr(list(code.co_lines())).encode()).hexdigest()
     constants = [_described(constant, seen) for constant in code.co_consts]
-    return (code.co_code.hex(), constants, code.co_names, code.co_varnames, code.co_filename, code.co_firstlineno, lines)
+    return (
+        code.co_code.hex(),
+        constants,
+        code.co_names,
+        code.co_varnames,
+        code.co_filename,
+        code.co_firstlineno,
+        lines,
+    )
 
 
 def _names(code: CodeType) -> set[str]:

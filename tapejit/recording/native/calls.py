@@ -23,15 +23,13 @@ from tapejit.recording.native.active import CELL, active_float
 from tapejit.recording.native.activity import FunctionActivity, Program, value_of_type
 from tapejit.recording.native.cells import Cell, Known, Tuple, cells_in
 from tapejit.recording.native.drivers import driver_for
+from tapejit.recording.native.frontend import untyped_ir
 from tapejit.recording.native.refusals import refuse_function, translated
-from tapejit.recording.native.rewriting import ssa_form
 from tapejit.recording.native.session import Session, Stopped
 from tapejit.recording.recorder import Tape
 from tapejit.recording.variable import Variable
 
 __all__ = ["call"]
-
-
 
 
 def call(
@@ -67,9 +65,10 @@ def call(
     sources = list(originals) + list(arguments[len(originals) :])
     structure = [leaves.add(given, source) for given, source in zip(arguments, sources, strict=True)]
     named = {name: leaves.add(given, given) for name, given in keywords.items()}
-    with translated(f, _positional(structure, named, leaves.types())):
-        plan = _plan(f, structure, named, leaves)
-        driver = driver_for(f, structure, named, leaves.kinds(plan))
+    kinds = leaves.types()
+    with translated(f, _positional(structure, named, kinds)):
+        plan = _plan(f, structure, named, leaves, kinds)
+        driver = driver_for(f, structure, named, leaves.types(plan.active) if plan.activates else kinds)
     with Session(tape, replayed, f"compiled function {f.py_func.__name__}") as session:
         cells = leaves.buffers(plan, session.number)
         try:
@@ -80,7 +79,9 @@ def call(
     return _recorded(tape, result)
 
 
-def _positional(structure: Sequence[Any], named: dict[str, Any], kinds: Sequence[types.Type]) -> list[types.Type] | None:
+def _positional(
+    structure: Sequence[Any], named: dict[str, Any], kinds: Sequence[types.Type]
+) -> list[types.Type] | None:
     """The types of the arguments where all are positional leaves; None otherwise."""
     if named or not all(isinstance(part, int) for part in structure):
         return None
@@ -108,6 +109,7 @@ class _Plan:
     active: list[bool]
     written: list[bool]
     groups: list[list[int]] = field(default_factory=list)  # leaves that share memory and must share cells
+    activates: bool = False  # whether passive arguments are held as cells
 
 
 class _Leaves:
@@ -150,12 +152,13 @@ class _Leaves:
             return active_float
         if leaf.slots is None and not active:
             return numba.typeof(leaf.given)
-        like = leaf.source if isinstance(leaf.source, np.ndarray) else np.empty((1,) * np.ndim(leaf.given if leaf.values is None else leaf.values))
+        like = (
+            leaf.source
+            if isinstance(leaf.source, np.ndarray)
+            else np.empty((1,) * np.ndim(leaf.given if leaf.values is None else leaf.values))
+        )
         kind = numba.typeof(like)
         return types.Array(active_float, kind.ndim, kind.layout, readonly=not kind.mutable)
-
-    def kinds(self, plan: _Plan) -> list[types.Type]:
-        return self.types(plan.active)
 
     def arrays(self) -> list[tuple[int, np.ndarray]]:
         """Leaves whose memory others may share."""
@@ -235,8 +238,9 @@ def _shared_cells(arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
     return views
 
 
-def _plan(f: Dispatcher, structure: Sequence[Any], named: dict[str, Any], leaves: _Leaves) -> _Plan:
-    kinds = leaves.types()
+def _plan(
+    f: Dispatcher, structure: Sequence[Any], named: dict[str, Any], leaves: _Leaves, kinds: Sequence[types.Type]
+) -> _Plan:
     plan = _analysed(f, structure, named, kinds, [])
     groups = _overlapping(leaves.arrays(), plan)
     if groups:
@@ -251,7 +255,9 @@ def _plan(f: Dispatcher, structure: Sequence[Any], named: dict[str, Any], leaves
         plan.groups = groups
     for i, kind in enumerate(kinds):
         is_float = isinstance(kind, types.Array) and kind.dtype == types.float64
-        plan.active[i] = plan.active[i] and (is_float or leaves.all[i].slots is not None)
+        is_input = leaves.all[i].slots is not None
+        plan.active[i] = plan.active[i] and (is_float or is_input)
+        plan.activates |= plan.active[i] and not is_input
     return plan
 
 
@@ -259,7 +265,11 @@ _plans: weakref.WeakKeyDictionary[Dispatcher, dict[tuple, tuple]] = weakref.Weak
 
 
 def _analysed(
-    f: Dispatcher, structure: Sequence[Any], named: dict[str, Any], kinds: Sequence[types.Type], groups: Sequence[Sequence[int]]
+    f: Dispatcher,
+    structure: Sequence[Any],
+    named: dict[str, Any],
+    kinds: Sequence[types.Type],
+    groups: Sequence[Sequence[int]],
 ) -> _Plan:
     """Run the activity analysis; leaves of one group share their memory."""
     plans = _plans.setdefault(f, {})
@@ -277,8 +287,10 @@ def _analysed(
                 cells[part] = value_of_type(kinds[part], lambda key: made.setdefault(key, Cell()))
             return cells[part]
 
-        program = Program(ssa_form)
-        arguments = FunctionActivity._folded(f, [value(part) for part in structure], {n: value(p) for n, p in named.items()})
+        program = Program(untyped_ir)
+        arguments = FunctionActivity._folded(
+            f, [value(part) for part in structure], {n: value(p) for n, p in named.items()}
+        )
         for i in range(len(kinds)):
             value(i)
         for group in groups:
@@ -287,7 +299,10 @@ def _analysed(
                 other.unify(shared[0])
         if arguments is not None:
             _to_fixed_point(program, f, arguments)
-        flags = [(any(c.is_active for c in cells_in(cells[i])), any(c.is_written for c in cells_in(cells[i]))) for i in range(len(kinds))]
+        flags = [
+            (any(c.is_active for c in cells_in(cells[i])), any(c.is_written for c in cells_in(cells[i])))
+            for i in range(len(kinds))
+        ]
         plans[key] = tuple(flags)
     flags = plans[key]
     return _Plan([active for active, _ in flags], [written for _, written in flags])
@@ -314,7 +329,9 @@ def _overlapping(arrays: Sequence[tuple[int, np.ndarray]], plan: _Plan) -> list[
     """Groups of arguments that share memory, of which one is changed and one active."""
     groups: list[list[int]] = []
     for i, array in arrays:
-        touching = [group for group in groups if any(np.may_share_memory(array, other) for j, other in arrays if j in group)]
+        touching = [
+            group for group in groups if any(np.may_share_memory(array, other) for j, other in arrays if j in group)
+        ]
         for group in touching:
             groups.remove(group)
         groups.append(sorted([i, *(j for group in touching for j in group)]))

@@ -15,7 +15,20 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Array", "Cell", "Iterated", "Known", "Method", "Other", "Passive", "Scalar", "Tuple", "Value", "cells_in", "joined"]
+__all__ = [
+    "Array",
+    "Cell",
+    "Iterated",
+    "Known",
+    "Method",
+    "Other",
+    "Passive",
+    "Scalar",
+    "Tuple",
+    "Value",
+    "cells_in",
+    "joined",
+]
 
 
 class Cell:
@@ -188,7 +201,9 @@ def _parts(value: Value) -> Sequence[Value]:
 
 def joined(values: Sequence[Value], cell_of: Callable[[tuple], Cell], key: tuple) -> Value | None:
     """What is known of a variable that may be any of these; new cells come from ``cell_of(key)``."""
-    values = [value for value in dict.fromkeys(values) if not (isinstance(value, Known) and value.thing is None)] or list(values[:1])
+    values = [
+        value for value in dict.fromkeys(values) if not (isinstance(value, Known) and value.thing is None)
+    ] or list(values[:1])
     if not values:
         return None
     first = values[0]

@@ -115,7 +115,9 @@ def _taken_apart(result):
         exec(f"def parts(result):\n    return ({items})\n", namespace)
         return namespace["parts"]
     if is_active(result):
-        raise errors.TypingError(f"a compiled function that is differentiated returns {result}; return a number, an array or a tuple of them")
+        raise errors.TypingError(
+            f"a compiled function that is differentiated returns {result}; return a number, an array or a tuple of them"
+        )
     return lambda result: result
 
 

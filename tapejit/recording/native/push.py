@@ -10,8 +10,6 @@ those stay small. What is rare (the tape is full, poison was read) calls back in
 
 from __future__ import annotations
 
-import ctypes
-import threading
 from functools import cache
 
 import llvmlite.binding

@@ -71,7 +71,11 @@ def _in_words(f: Dispatcher, error: Exception) -> TapejitError:
     where = _place(text, f)
     if found := _OURS.search(text):
         return UnsupportedError(f"{found['message']} ({where})")
-    for sign, what in (("jitclass", "jitclass instances"), ("Record(", "structured records"), ("record(", "structured records")):
+    for sign, what in (
+        ("jitclass", "jitclass instances"),
+        ("Record(", "structured records"),
+        ("record(", "structured records"),
+    ):
         if sign in text and "setitem" not in text.split("found for signature")[0]:
             return UnsupportedError(f"{what} cannot hold active values ({where}); pass arrays and numbers")
     if found := _CAST.search(text):
@@ -110,7 +114,9 @@ def _unsupported_call(found: re.Match, where: str) -> TapejitError:
 
 def _no_room(kind: str, where: str) -> str:
     if "int" in kind or "bool" in kind:
-        remedy = "it would lose its fraction and its derivative; make it float64, or store int(...) of it if that is meant"
+        remedy = (
+            "it would lose its fraction and its derivative; make it float64, or store int(...) of it if that is meant"
+        )
     elif "float32" in kind or "complex" in kind:
         remedy = "active values are float64; make it float64"
     else:
@@ -123,7 +129,7 @@ def _no_room(kind: str, where: str) -> str:
 
 def _place(text: str, f: Dispatcher) -> str:
     for found in _PLACE.finditer(text):
-        if "tapejit driver" not in found["file"] and "/tapejit/" not in found["file"].replace("\\", "/"):
+        if not any(part in found["file"].replace("\\", "/") for part in ("tapejit driver", "/tapejit/", "/numba/")):
             return f"{found['file']}:{found['line']}"
     return f"{f.py_func.__code__.co_filename}:{f.py_func.__code__.co_firstlineno}"
 

@@ -7,7 +7,7 @@ functions by ours, and loops look whether the recording must stop.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numba
@@ -15,55 +15,43 @@ import numpy as np
 from numba import types
 from numba.core import ir
 from numba.core.analysis import compute_cfg_from_blocks
-from numba.core.compiler import CompilerBase, DefaultPassBuilder
-from numba.core.compiler_machinery import FunctionPass, register_pass
 from numba.core.dispatcher import Dispatcher, LiftedWith
 from numba.core.ir_utils import mk_unique_var
-from numba.core.untyped_passes import ReconstructSSA
 
 from tapejit.errors import UnsupportedError
 from tapejit.recording.native.activity import ALLOCATORS, FunctionActivity, Program, value_of_type
-from tapejit.recording.native.cells import Array, Known, Method, Other, Tuple, cells_in, is_active
+from tapejit.recording.native.cells import Array, Known, Method, Other, Tuple, is_active
+from tapejit.recording.native.frontend import compiled_form, untyped_ir
 from tapejit.recording.native.session import poll
 
-__all__ = ["ActiveCompiler", "ssa_form"]
+__all__ = ["rewrite"]
 
 # Attributes of an active array that would show its memory as something else.
 _REINTERPRETING = {"view", "ctypes", "tobytes", "data", "byteswap", "tofile", "getfield"}
 
 
-@register_pass(mutates_CFG=False, analysis_only=False)
-class Activate(FunctionPass):
-    """See the module."""
+def rewrite(
+    function_ir: ir.FunctionIR, args: Sequence[types.Type], version_of: Callable[[Dispatcher], Dispatcher]
+) -> None:
+    """Change a function in place so that it compiles for active arguments.
 
-    _name = "tapejit_activate"
-
-    def __init__(self) -> None:
-        FunctionPass.__init__(self)
-
-    def run_pass(self, state: Any) -> bool:
-        from tapejit.recording.native.versions import active_version
-
-        function_ir = state.func_ir
-        activity = FunctionActivity(function_ir, None, Program(ssa_form))
-        activity.take([value_of_type(kind, activity.cell, ("parameter", i)) for i, kind in enumerate(state.args)])
-        activity.run()
-        _Rewriter(function_ir, activity, active_version).rewrite()
-        return True
-
-
-class ActiveCompiler(CompilerBase):
-    """Numba's pipeline with one pass more."""
-
-    def define_pipelines(self) -> list:
-        manager = DefaultPassBuilder.define_nopython_pipeline(self.state)
-        manager.add_pass_after(Activate, ReconstructSSA)
-        manager.finalize()
-        return [manager]
+    Parameters
+    ----------
+    function_ir : FunctionIR
+        In SSA form.
+    args : sequence of numba types
+        Its parameters, active ones among them.
+    version_of : callable
+        Gives the active version of a called function.
+    """
+    activity = FunctionActivity(function_ir, None, Program(untyped_ir))
+    activity.take([value_of_type(kind, activity.cell, ("parameter", i)) for i, kind in enumerate(args)])
+    activity.run()
+    _Rewriter(function_ir, activity, version_of).rewrite()
 
 
 class _Rewriter:
-    def __init__(self, function_ir: ir.FunctionIR, activity: FunctionActivity, version_of: Any) -> None:
+    def __init__(self, function_ir: ir.FunctionIR, activity: FunctionActivity, version_of: Callable) -> None:
         self._ir = function_ir
         self._activity = activity
         self._version_of = version_of
@@ -85,13 +73,19 @@ class _Rewriter:
     def _loops_that_record(self) -> set[int]:
         """Headers of loops in which something active is computed or a function called."""
         loops = compute_cfg_from_blocks(self._ir.blocks).loops()
-        return {loop.header for loop in loops.values() if any(self._records(self._ir.blocks[label]) for label in loop.body)}
+        return {
+            loop.header for loop in loops.values() if any(self._records(self._ir.blocks[label]) for label in loop.body)
+        }
 
     def _records(self, block: ir.Block) -> bool:
         for statement in block.body:
             if isinstance(statement, ir.Assign) and isinstance(statement.value, ir.Expr):
                 value = self._activity.value(statement.target.name)
-                if value is not None and is_active(value) and statement.value.op in ("binop", "inplace_binop", "unary", "call"):
+                if (
+                    value is not None
+                    and is_active(value)
+                    and statement.value.op in ("binop", "inplace_binop", "unary", "call")
+                ):
                     return True
         return False
 
@@ -116,11 +110,14 @@ class _Rewriter:
         elif isinstance(value, ir.Expr) and value.op == "call":
             self._called(statement, out, block)
         elif isinstance(value, ir.Yield):
-            raise UnsupportedError(f"generators are not recorded ({_line(statement.loc)}); return an array or a list instead")
+            raise UnsupportedError(
+                f"generators are not recorded ({_line(statement.loc)}); return an array or a list instead"
+            )
         self._activated(statement, out, block)
 
     def _swapped(self, thing: Any) -> Any:
         """Functions by their active versions."""
+        thing = compiled_form(thing)
         if isinstance(thing, Dispatcher):
             return self._version_of(thing)
         if type(thing) is tuple and any(isinstance(item, (Dispatcher, tuple)) for item in thing):
@@ -133,7 +130,12 @@ class _Rewriter:
         base = self._activity.value(expr.value.name)
         if isinstance(known, Known) and isinstance(known.thing, Dispatcher):
             statement.value = ir.Global(expr.attr, self._version_of(known.thing), expr.loc)
-        elif expr.attr in _REINTERPRETING and isinstance(base, (Array, Other)) and is_active(base) and not isinstance(known, Known):
+        elif (
+            expr.attr in _REINTERPRETING
+            and isinstance(base, (Array, Other))
+            and is_active(base)
+            and not isinstance(known, Known)
+        ):
             raise UnsupportedError(
                 f".{expr.attr} of an active array shows its memory as something else ({_line(expr.loc)}); use a copy of the numbers that is "
                 "not differentiated, or astype"
@@ -231,10 +233,3 @@ def _is_ours(thing: Any) -> bool:
 
 def _line(loc: ir.Loc) -> str:
     return f"{loc.filename}:{loc.line}"
-
-
-def ssa_form(dispatcher: Dispatcher) -> ir.FunctionIR | None:
-    """The function as the analysis reads it: untyped passes only; None if Numba cannot read it."""
-    from tapejit.recording.native.versions import untyped_ir
-
-    return untyped_ir(dispatcher)

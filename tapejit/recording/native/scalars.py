@@ -61,7 +61,13 @@ OPERATORS: dict[str, tuple[Callable, ...]] = {
     "not_equal": (operator.ne,),
 }
 # What becomes an integer is a decision: its derivative is 0 between the jumps, and a replay must find the same one.
-TO_INTEGER = {builtins.int: "trunc", builtins.round: "rint", math.floor: "floor", math.ceil: "ceil", math.trunc: "trunc"}
+TO_INTEGER = {
+    builtins.int: "trunc",
+    builtins.round: "rint",
+    math.floor: "floor",
+    math.ceil: "ceil",
+    math.trunc: "trunc",
+}
 EXTREMES = {builtins.max: "maximum", builtins.min: "minimum"}
 
 
@@ -169,9 +175,7 @@ def _arithmetic(op: Op, function: Callable) -> None:
 
 def _watched(context, builder, words, record):
     """Call `record` where some tape keeps guards or an operand is poison; the word it gives, else 0."""
-    flag = builder.load(
-        builder.gep(symbol(builder.module, "tapejit_flags", _INT64), [ir.Constant(_INT64, WATCHING)])
-    )
+    flag = builder.load(builder.gep(symbol(builder.module, "tapejit_flags", _INT64), [ir.Constant(_INT64, WATCHING)]))
     word = cgutils.alloca_once_value(builder, ir.Constant(_INT64, 0))
     negative = builder.ashr(reduce(builder.or_, words), ir.Constant(_INT64, 63))
     rare = builder.icmp_signed("!=", builder.or_(flag, negative), ir.Constant(_INT64, 0))

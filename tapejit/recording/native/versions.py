@@ -6,29 +6,51 @@ Called with plain arguments only, it passes the call on to the user's own. Optio
 
 from __future__ import annotations
 
-import inspect
 import threading
 import weakref
 from typing import Any
 
 from numba import types
-from numba.core import bytecode, errors, ir, typing
+from numba.core import errors, typing
 from numba.core.compiler import CompilerBase, DefaultPassBuilder
-from numba.core.compiler_machinery import PassManager
+from numba.core.compiler_machinery import FunctionPass, register_pass
 from numba.core.dispatcher import Dispatcher
 from numba.core.registry import CPUDispatcher
-from numba.core.untyped_passes import LiteralUnroll, ReconstructSSA
+from numba.core.untyped_passes import ReconstructSSA
 
 from tapejit.errors import UnsupportedError
-from tapejit.recording.native.active import ActiveBool, ActiveFloat, active_float, is_active, is_active_array
-from tapejit.recording.native.rewriting import ActiveCompiler
+from tapejit.recording.native.active import ActiveBool, ActiveFloat, is_active, is_active_array
+from tapejit.recording.native.rewriting import rewrite
 
-__all__ = ["ActiveVersion", "active_version", "untyped_ir"]
+__all__ = ["ActiveVersion", "active_version", "plain_type"]
 
 _versions: weakref.WeakKeyDictionary[Dispatcher, ActiveVersion] = weakref.WeakKeyDictionary()
-_read: weakref.WeakKeyDictionary[Dispatcher, ir.FunctionIR | None] = weakref.WeakKeyDictionary()
 _lock = threading.RLock()
 _DROPPED = ("parallel", "cache", "nopython", "forceobj", "looplift", "inline", "no_cpython_wrapper", "no_cfunc_wrapper")
+
+
+@register_pass(mutates_CFG=False, analysis_only=False)
+class Activate(FunctionPass):
+    """`rewrite` as a pass of Numba's."""
+
+    _name = "tapejit_activate"
+
+    def __init__(self) -> None:
+        FunctionPass.__init__(self)
+
+    def run_pass(self, state: Any) -> bool:
+        rewrite(state.func_ir, state.args, active_version)
+        return True
+
+
+class ActiveCompiler(CompilerBase):
+    """Numba's pipeline with one pass more, after SSA and before typing."""
+
+    def define_pipelines(self) -> list:
+        manager = DefaultPassBuilder.define_nopython_pipeline(self.state)
+        manager.add_pass_after(Activate, ReconstructSSA)
+        manager.finalize()
+        return [manager]
 
 
 def active_version(dispatcher: Dispatcher) -> Dispatcher:
@@ -53,7 +75,9 @@ class ActiveVersion(CPUDispatcher):
     def __init__(self, plain: Dispatcher) -> None:
         options = {name: given for name, given in plain.targetoptions.items() if name not in _DROPPED}
         options.update(nopython=True, no_cpython_wrapper=True, no_cfunc_wrapper=True)
-        super().__init__(plain.py_func, locals=_local_types(plain), targetoptions=options, pipeline_class=ActiveCompiler)
+        super().__init__(
+            plain.py_func, locals=_local_types(plain), targetoptions=options, pipeline_class=ActiveCompiler
+        )
         self._plain = weakref.ref(plain)
 
     # Numba pickles dispatchers with the code that refers to them.
@@ -129,44 +153,3 @@ def plain_type(kind: types.Type) -> types.Type:
     if isinstance(kind, (types.List, types.ListType)) and isinstance(kind.dtype, ActiveFloat):
         return types.List(types.float64) if isinstance(kind, types.List) else types.ListType(types.float64)
     return kind
-
-
-def untyped_ir(dispatcher: Dispatcher) -> ir.FunctionIR | None:
-    """A function in SSA form, before typing; None if Numba cannot read it."""
-    if dispatcher not in _read:
-        _read[dispatcher] = _untyped_ir(dispatcher)
-    return _read[dispatcher]
-
-
-def _untyped_ir(dispatcher: Dispatcher) -> ir.FunctionIR | None:
-    function_id = bytecode.FunctionIdentity.from_function(dispatcher.py_func)
-    n = len(inspect.signature(dispatcher.py_func).parameters)
-    target = dispatcher.targetdescr
-    flags = _flags(dispatcher)
-    compiler = CompilerBase(target.typing_context, target.target_context, None, (types.pyobject,) * n, None, flags, {})
-    state = compiler.state
-    state.func_id = function_id
-    state.bc = bytecode.ByteCode(func_id=function_id)
-    state.lifted, state.lifted_from, state.nargs = (), None, n
-    whole = DefaultPassBuilder.define_untyped_pipeline(state)
-    manager = PassManager("tapejit_untyped")
-    for step, label in whole.passes:
-        if step is not LiteralUnroll:
-            manager.add_pass(step, label)
-        if step is ReconstructSSA:
-            break
-    manager.finalize()
-    try:
-        manager.run(state)
-    except (errors.NumbaError, NotImplementedError):
-        return None
-    return state.func_ir
-
-
-def _flags(dispatcher: Dispatcher) -> Any:
-    from numba.core.compiler import Flags
-
-    flags = Flags()
-    dispatcher.targetdescr.options.parse_as_flags(flags, {"nopython": True})
-    flags.enable_ssa = True
-    return flags

@@ -1,0 +1,18 @@
+"""What the pass replaces in a user's function; importing this module registers everything that works on whole active arrays.
+
+NumPy's functions and the methods of arrays are not replaced: implementations for active arguments come before Numba's own
+(`tapejit.recording.native.numpy_functions`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from tapejit.recording.native import arrays  # noqa: F401
+from tapejit.recording.native.allocation import ALLOCATORS
+from tapejit.recording.native.conversions import to_active
+
+__all__ = ["ALLOCATORS", "FUNCTIONS", "METHODS", "to_active"]
+
+FUNCTIONS: dict[Callable, Callable] = {}
+METHODS: dict[str, Callable] = {}

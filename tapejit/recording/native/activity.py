@@ -681,6 +681,7 @@ class FunctionActivity:
         return result
 
 
+_IN_PLACE = ("copyto", "fill_diagonal", "put", "shuffle", "place", "putmask")
 _ELEMENTWISE = _functions(np, "where clip round around abs real imag nan_to_num sinc interp") | {
     builtins.abs,
     builtins.pow,

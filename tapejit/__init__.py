@@ -3,6 +3,7 @@
 from tapejit import errors, testing
 from tapejit.derivatives import grad, hessian, hvp, jacobian, jvp, value_and_grad, vjp
 from tapejit.minimize import minimize
+from tapejit.native import native
 from tapejit.ops import Interval
 from tapejit.primitives import Primitive, primitive
 from tapejit.recording.array import Array
@@ -28,6 +29,7 @@ __all__ = [
     "jacobian",
     "jvp",
     "minimize",
+    "native",
     "primitive",
     "record",
     "testing",

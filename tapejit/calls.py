@@ -70,7 +70,7 @@ class Call:
             if is_compiled(f):
                 from tapejit.recording.native.calls import call
 
-                output = call(tape, f, arguments, kwargs or {}, args, replayed)
+                output = call(tape, f, arguments, kwargs or {}, args, keeps_guards=replayed, owns_arguments=replayed)
             else:
                 output = f(*arguments, **(kwargs or {}))
             self._take_output(tape, output)

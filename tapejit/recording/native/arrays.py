@@ -25,9 +25,10 @@ from numba.np import arrayobj, npyimpl
 from tapejit import ops
 from tapejit.ops import Op
 from tapejit.recording.native.active import ActiveBool, ActiveFloat, active_float, is_active_array, is_active_type
+from tapejit.recording.native.numpy_functions import plain_type
 from tapejit.recording.native.scalars import functions_of
 
-__all__ = ["plain_type", "register"]
+__all__ = ["register"]
 
 # What Numba calls for ``a += b`` on arrays is the ufunc; for ``a + b``, the operator of the elements.
 IN_PLACE: dict[Callable, np.ufunc] = {
@@ -39,17 +40,6 @@ IN_PLACE: dict[Callable, np.ufunc] = {
     operator.imod: np.remainder,
     operator.ipow: np.power,
 }
-
-
-def plain_type(kind):
-    """The type that stands in the plain function where an active one stands here."""
-    if isinstance(kind, types.Optional):
-        kind = kind.type
-    if is_active_array(kind):
-        return kind.copy(dtype=types.float64)
-    if isinstance(kind, ActiveFloat):
-        return types.float64
-    return types.boolean if isinstance(kind, ActiveBool) else kind
 
 
 def _element(kind):

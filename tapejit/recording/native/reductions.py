@@ -12,7 +12,7 @@ import operator
 import numpy as np
 from numba import types
 from numba.cpython.unsafe.tuple import tuple_setitem
-from numba.extending import intrinsic, overload, register_jitable
+from numba.extending import intrinsic, register_jitable
 from numba.np.numpy_support import is_nonelike
 
 from tapejit.ops import CODE
@@ -40,48 +40,67 @@ def length(typingctx, squares, value):
 
 
 @register_jitable
-def _axis(axis, n_dimensions):
+def _from_zero(axis, n_dimensions):
     if axis < -n_dimensions or axis >= n_dimensions:
         raise ValueError("axis is out of bounds for the array")
     return axis % n_dimensions
 
 
-def _axes_first(n_dimensions: int, n_axes: int):
-    """A function that views an array with some axes first, each group in its order."""
-    start = tuple(range(n_dimensions))
+def _among(axis_type, n_dimensions: int):
+    """A function from an axis argument to a tuple of booleans: which axes it names."""
+    none = (False,) * n_dimensions
+    if isinstance(axis_type, types.Integer):
+        return register_jitable(lambda axis: tuple_setitem(none, _from_zero(axis, n_dimensions), True))
 
     @register_jitable
-    def view(a, axes):
-        permutation = start
-        at = 0
-        for axis in start:
-            if axis in axes:
-                permutation = tuple_setitem(permutation, at, axis)
-                at += 1
-        if at < n_axes:
-            raise ValueError("duplicate value in 'axis'")
-        for axis in start:
-            if axis not in axes:
-                permutation = tuple_setitem(permutation, at, axis)
-                at += 1
-        return a.transpose(permutation)
+    def among(axes):
+        chosen = none
+        for axis in axes:
+            at = _from_zero(axis, n_dimensions)
+            if chosen[at]:
+                raise ValueError("duplicate value in 'axis'")
+            chosen = tuple_setitem(chosen, at, True)
+        return chosen
 
-    return view
+    return among
 
 
-def _as_axes(axis):
-    """A function that gives an axis argument as a tuple of numbers that count from 0."""
-    if isinstance(axis, types.Integer):
-        return register_jitable(lambda axis, n: (_axis(axis, n),))
-    n_axes = len(axis)
+def _kept(n_dimensions: int, n_axes: int):
+    """A function that leaves the chosen axes out of a shape."""
+    none = (0,) * (n_dimensions - n_axes)
 
     @register_jitable
-    def normalised(axis, n):
-        for i in range(n_axes):
-            axis = tuple_setitem(axis, i, _axis(axis[i], n))
-        return axis
+    def kept(shape, chosen):
+        out, at = none, 0
+        for axis in range(n_dimensions):
+            if not chosen[axis]:
+                out = tuple_setitem(out, at, shape[axis])
+                at += 1
+        return out
 
-    return normalised
+    return kept
+
+
+@intrinsic
+def _spread(typingctx, total, a, chosen):
+    """A view of `total` in the shape of `a`, which shows the same element everywhere along the chosen axes."""
+    result = types.Array(total.dtype, a.ndim, "A")
+
+    def generate(context, builder, signature, args):
+        view, source, shape = (
+            arrayobj.make_array(kind)(context, builder, *value)
+            for kind, value in ((result, ()), (total, (args[0],)), (a, (args[1],)))
+        )
+        zero, one = context.get_constant(types.intp, 0), context.get_constant(types.intp, 1)
+        known = cgutils.alloca_once_value(builder, source.strides)
+        at, strides = zero, []
+        for axis in range(a.ndim):
+            is_chosen = context.cast(builder, builder.extract_value(args[2], axis), types.boolean, types.boolean)
+            with builder.if_else(is_chosen) as (then, otherwise):
+                pass
+        return None
+
+    return result(total, a, chosen), generate
 
 
 # Sums and products.
@@ -211,7 +230,7 @@ def _ptp(a):
 
 for _function in (np.argmax, np.argmin):
     borrows(_function, method=_function.__name__)
-for _function in (np.nanargmax, np.nanargmin, np.median, np.trace, np.any, np.all):
+for _function in (np.nanargmax, np.nanargmin, np.median, np.trace):
     borrows(_function)
 
 
@@ -254,15 +273,7 @@ def _scan(name: str, combine, first: float):
 
 
 implements(np.cumsum, method="cumsum")(_scan("np.cumsum", operator.add, 0.0))
-_cumprod_along = _scan("np.cumprod", operator.mul, 1.0)
-
-
-@implements(np.cumprod, method="cumprod")
-def _cumprod(a):
-    if not is_active_array(a):
-        return None
-    scan = _cumprod_along(a)
-    return lambda a: scan_all(a, scan)
+implements(np.cumprod, method="cumprod")(_scan("np.cumprod", operator.mul, 1.0))
 
 
 # Products of vectors and matrices.
@@ -270,10 +281,84 @@ def _cumprod(a):
 
 @register_jitable
 def _inner(a, b):
-    """Sum of the products of two vectors."""
-    if a.size == 0:
-        return lifted(0.0)
-    total = lifted(a[0] * b[0])
+    """The sum of the products of two vectors."""
+    total = lifted(0.0)
+    if a.size:
+        total = lifted(a[0] * b[0])
     for i in range(1, a.size):
         total += a[i] * b[i]
     return total
+
+
+@register_jitable
+def _vector_vector(a, b):
+    return with_value(_inner(a, b), np.dot(values(a), values(b)))
+
+
+@register_jitable
+def _matrix_vector(a, b):
+    value = np.dot(values(a), values(b))
+    out = np.empty(a.shape[0], ACTIVE)
+    for i in range(a.shape[0]):
+        out[i] = with_value(_inner(a[i], b), value[i])
+    return out
+
+
+@register_jitable
+def _vector_matrix(a, b):
+    value = np.dot(values(a), values(b))
+    out = np.empty(b.shape[1], ACTIVE)
+    for j in range(b.shape[1]):
+        out[j] = with_value(_inner(a, b[:, j]), value[j])
+    return out
+
+
+@register_jitable
+def _matrix_matrix(a, b):
+    value = np.dot(values(a), values(b))
+    out = np.empty((a.shape[0], b.shape[1]), ACTIVE)
+    for i in range(a.shape[0]):
+        for j in range(b.shape[1]):
+            out[i, j] = with_value(_inner(a[i], b[:, j]), value[i, j])
+    return out
+
+
+_PRODUCTS = {(1, 1): _vector_vector, (2, 1): _matrix_vector, (1, 2): _vector_matrix, (2, 2): _matrix_matrix}
+
+
+def _product(a, b):
+    """The product of two arrays at least one of which is active, as Numba has it; None if it is none."""
+    if not (isinstance(a, types.Array) and isinstance(b, types.Array)) or not (
+        is_active_array(a) or is_active_array(b)
+    ):
+        return None
+    return _PRODUCTS.get((a.ndim, b.ndim)) if {a.dtype, b.dtype} <= {types.float64, active_float} else None
+
+
+@implements(np.dot, method="dot")
+def _dot(a, b, out=None):
+    product = _product(a, b)
+    if product is None:
+        return None
+    if is_nonelike(out):
+        return lambda a, b, out=None: product(a, b)
+    if not is_active_array(out):
+        return None
+
+    def impl(a, b, out=None):
+        out[...] = product(a, b)
+        return out
+
+    return impl
+
+
+@implements(operator.matmul, np.matmul)
+def _matmul(a, b):
+    product = _product(a, b)
+    return None if product is None else lambda a, b: product(a, b)
+
+
+@implements(np.vdot)
+def _vdot(left, right):
+    product = _product(left, right) if getattr(left, "ndim", 0) == 1 else None
+    return None if product is None else lambda left, right: product(left, right)

@@ -8,6 +8,7 @@ the inner derivative can be recorded on the outer tape afterwards (`tapejit.reco
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import sys
 import threading
@@ -15,6 +16,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numba
 import numpy as np
 
 from tapejit import ops, sweeps
@@ -29,7 +31,12 @@ if TYPE_CHECKING:
 __all__ = ["Tape", "debug", "innermost", "open_tapes", "source_line"]
 
 _PACKAGE = str(Path(__file__).resolve().parent.parent) + os.sep
-_NOT_USERS = (_PACKAGE, str(Path(np.__file__).resolve().parent) + os.sep, str(contextlib.__file__))
+_NOT_USERS = (
+    _PACKAGE,
+    *(str(Path(module.__file__).resolve().parent) + os.sep for module in (np, numba)),  # type: ignore[type-var, arg-type]
+    str(contextlib.__file__),
+    str(functools.__file__),
+)
 
 
 class _Local(threading.local):

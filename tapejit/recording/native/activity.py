@@ -9,6 +9,7 @@ compile (Numba knows no conversion from active to plain): there is no way to a w
 from __future__ import annotations
 
 import builtins
+import inspect
 import math
 import operator
 from collections.abc import Callable, Iterable, Sequence
@@ -42,7 +43,10 @@ from tapejit.recording.native.cells import (
 )
 from tapejit.recording.native.frontend import compiled_form
 
-__all__ = ["FunctionActivity", "Program", "value_of_type"]
+__all__ = ["FunctionActivity", "Program", "folded", "settle", "transfer", "value_of_type"]
+
+
+MAX_ROUNDS = 1000
 
 
 def _functions(module: ModuleType, names: str) -> set[Callable]:
@@ -136,6 +140,16 @@ def value_of_type(kind: types.Type, cell_of: Callable[[tuple], Cell], key: tuple
     return Other(cell_of(key))
 
 
+def settle(step: Callable[[], Any]) -> None:
+    """Repeat a step until nothing is learnt."""
+    for _ in range(MAX_ROUNDS):
+        before = Cell.changes
+        step()
+        if Cell.changes == before:
+            return
+    raise AssertionError(f"the activity analysis does not settle in {MAX_ROUNDS} rounds; please report the function")
+
+
 @dataclass
 class Summary:
     """What a function does to its arguments, for one pattern of activity: its own parameters and result, in its own cells."""
@@ -193,6 +207,7 @@ class FunctionActivity:
         self._program = program
         self._cells: dict[tuple, Cell] = {}
         self._assigned: dict[str, dict[int, Value]] = {}
+        self._attributes: dict[tuple, Any] = {}
         self.parameters: Sequence[Value] = parameters or ()
         self.result: Value | None = None
         self.read_at = -1  # what was known when it was last read
@@ -207,10 +222,7 @@ class FunctionActivity:
 
     def run(self) -> FunctionActivity:
         """Rounds until nothing is learnt."""
-        before = -1
-        while before != Cell.changes:
-            before = Cell.changes
-            self.round()
+        settle(self.round)
         return self
 
     def round(self) -> None:
@@ -370,7 +382,8 @@ class FunctionActivity:
         base, name = self._read(expr.value), expr.attr
         if isinstance(base, Known):
             if isinstance(base.thing, ModuleType) or isinstance(base.thing, type):
-                thing = getattr(base.thing, name, None)
+                # Kept, since a bound method is another object whenever it is asked for.
+                thing = self._attributes.setdefault((place, name), getattr(base.thing, name, None))
                 return self._constant(thing, place)
             return (
                 Method(name, base)
@@ -454,52 +467,16 @@ class FunctionActivity:
     def _dispatcher_call(
         self, dispatcher: Dispatcher, arguments: list[Value], keywords: dict[str, Value], place: int
     ) -> Value | None:
-        folded = self._folded(dispatcher, arguments, keywords)
-        summary = self._program.summary(dispatcher, folded) if folded is not None else None
-        if summary is None:
+        given = folded(dispatcher, arguments, keywords)
+        summary = self._program.summary(dispatcher, given) if given is not None else None
+        if summary is None or given is None:
             return self._unknown_call([*arguments, *keywords.values()], place)
-        here: dict[Cell, Cell] = {}
-        for own, given in zip(summary.parameters, folded, strict=True):
-            for inside, outside in zip(cells_in(own), cells_in(given), strict=True):
-                self._transfer(inside.root(), outside, here)
+        here = transfer(summary.parameters, given)
         return (
             _instantiated([summary.result], here, lambda i: self.cell((place, i)))[0]
             if summary.result is not None
             else None
         )
-
-    @staticmethod
-    def _transfer(inside: Cell, outside: Cell, here: dict[Cell, Cell]) -> None:
-        """What a callee did to a parameter happens to the argument."""
-        if inside in here:
-            here[inside].unify(outside)
-        here[inside] = outside
-        if inside.is_active:
-            outside.activate()
-        if inside.is_written:
-            outside.write()
-
-    @staticmethod
-    def _folded(dispatcher: Dispatcher, arguments: list[Value], keywords: dict[str, Value]) -> list[Value] | None:
-        """The value of each parameter, defaults included; None if the call does not fit."""
-        import inspect
-
-        try:
-            bound = inspect.signature(dispatcher.py_func).bind(*arguments, **keywords)
-        except TypeError:
-            return None
-        bound.apply_defaults()
-        out: list[Value] = []
-        for name, parameter in bound.signature.parameters.items():
-            given = bound.arguments[name]
-            if parameter.kind is parameter.VAR_POSITIONAL:
-                out.append(Tuple(tuple(given)))
-            elif not isinstance(given, Value):
-                out.append(Known(given))
-            else:
-                is_number = isinstance(given, Known) and isinstance(given.thing, (int, float, complex))
-                out.append(PASSIVE if is_number else given)
-        return out
 
     def _known_call(self, function: Any, arguments: list[Value], keywords: dict[str, Value], place: int) -> Value:
         every = [*arguments, *keywords.values()]
@@ -718,6 +695,42 @@ def _reshaped(shape: Sequence[Value]) -> int | None:
     if len(shape) == 1 and isinstance(shape[0], Tuple):
         return len(shape[0].items)
     return len(shape) if all(isinstance(size, (Passive, Known)) for size in shape) else None
+
+
+def transfer(parameters: Sequence[Value], arguments: Sequence[Value]) -> dict[Cell, Cell]:
+    """Let what a callee did to its parameters happen to the arguments; gives the caller's cell for each of the callee's."""
+    here: dict[Cell, Cell] = {}
+    for own, given in zip(parameters, arguments, strict=True):
+        for inner, outside in zip(cells_in(own), cells_in(given), strict=True):
+            inside = inner.root()
+            if inside in here:
+                here[inside].unify(outside)
+            here[inside] = outside
+            if inside.is_active:
+                outside.activate()
+            if inside.is_written:
+                outside.write()
+    return here
+
+
+def folded(dispatcher: Dispatcher, arguments: Sequence[Value], keywords: dict[str, Value]) -> list[Value] | None:
+    """The value of each parameter, defaults included; None if the call does not fit."""
+    try:
+        bound = inspect.signature(dispatcher.py_func).bind(*arguments, **keywords)
+    except TypeError:
+        return None
+    bound.apply_defaults()
+    out: list[Value] = []
+    for name, parameter in bound.signature.parameters.items():
+        given = bound.arguments[name]
+        if parameter.kind is parameter.VAR_POSITIONAL:
+            out.append(Tuple(tuple(given)))
+        elif not isinstance(given, Value):
+            out.append(Known(given))
+        else:
+            is_number = isinstance(given, Known) and isinstance(given.thing, (int, float, complex))
+            out.append(PASSIVE if is_number else given)
+    return out
 
 
 def _pattern(values: Sequence[Value]) -> tuple:

@@ -239,7 +239,7 @@ def _full_like(a, fill_value, dtype=None):
     return lambda a, fill_value, dtype=None: _filled(np.zeros_like(a, ACTIVE), lifted(fill_value))
 
 
-@implements(np.copy, method="copy")
+@implements(np.copy)
 def _copy(a):
     # As Numba does it, for lists and scalars too.
     return (lambda a: np.array(a)) if is_active(a) and not is_active_array(a) else None
@@ -270,7 +270,7 @@ def _as_type(a, dtype):
 @implements(_as_type, method="astype", prefer_literal=True)
 def _astype(a, dtype):
     check_dtype("astype", dtype)
-    return lambda a, dtype: a.copy()
+    return lambda a, dtype: np.copy(a)
 
 
 @implements(np.linspace)

@@ -28,7 +28,7 @@ from tapejit.recording.native.active import ActiveBool, ActiveFloat, active_floa
 from tapejit.recording.native.numpy_functions import plain_type
 from tapejit.recording.native.scalars import functions_of
 
-__all__ = ["register"]
+__all__ = ["elements", "operand", "register"]
 
 # What Numba calls for ``a += b`` on arrays is the ufunc; for ``a + b``, the operator of the elements.
 IN_PLACE: dict[Callable, np.ufunc] = {
@@ -52,10 +52,12 @@ def _meets_active(args) -> bool:
 
 
 def _active_result(plain):
-    """The type of a result, of the plain one."""
-    if not isinstance(plain, types.Array) or plain.dtype not in (types.float64, types.boolean):
+    """The type of a result, of the plain one; arrays of no dimensions give scalars."""
+    if _element(plain) == types.boolean:
+        return plain
+    if _element(plain) != types.float64:
         return None
-    return plain.copy(dtype=active_float) if plain.dtype == types.float64 else plain
+    return plain.copy(dtype=active_float) if isinstance(plain, types.Array) else active_float
 
 
 def _checked_output(function, kind, plain) -> None:
@@ -104,7 +106,7 @@ def _template(function: Callable, n_operands: int) -> str:
     return code
 
 
-def _operand(context, builder, kind, value):
+def operand(context, builder, kind, value):
     """An operand that Numba's loops can read: an active scalar as an array of no dimensions."""
     if isinstance(kind, ActiveBool):
         return types.boolean, context.cast(builder, value, kind, types.boolean)
@@ -164,15 +166,24 @@ def _shape(context, builder, kind, value) -> list:
     return cgutils.unpack_tuple(builder, array.shape, kind.ndim)
 
 
+def elements(context, builder, kinds, values) -> list:
+    """The scalars that arrays of no dimensions hold, among scalars."""
+    pairs = zip(values, kinds, strict=True)
+    return [npyimpl._prepare_argument(context, builder, value, kind).load_data(()) for value, kind in pairs]
+
+
 def _lower(code: str, function: Callable, n_operands: int) -> None:
     kernel = _kernel(IN_PLACE.get(function, function))
     shape = SimpleNamespace(nin=n_operands, nout=1, nargs=n_operands + 1, __name__=code)
 
     def generate(context, builder, signature, args):
-        operands = [_operand(context, builder, kind, arg) for kind, arg in zip(signature.args, args, strict=True)]
+        operands = [operand(context, builder, kind, arg) for kind, arg in zip(signature.args, args, strict=True)]
         if function in IN_PLACE:
             operands.append((signature.args[0], args[0]))
         kinds, values = zip(*operands, strict=True)
+        if not isinstance(signature.return_type, types.Array):
+            scalars = typing.signature(signature.return_type, *map(_element, kinds))
+            return kernel(context, builder, scalars).generate(*elements(context, builder, kinds, values))
         for output in operands[n_operands:]:
             _check_shapes(context, builder, output, operands[:n_operands])
         loop = typing.signature(signature.return_type, *kinds)

@@ -6,18 +6,16 @@ those of no target, which Numba's are: an `implements` function sees every call 
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 
 from numba import types
-from numba.core.registry import cpu_target
 from numba.core.typing.templates import AbstractTemplate, AttributeTemplate, infer_getattr
 from numba.extending import lower_builtin, overload
 
 from tapejit.errors import UnsupportedError
 from tapejit.recording.native.active import ActiveBool, ActiveFloat, is_active, is_active_array
 
-__all__ = ["METHODS", "Call", "borrows", "implements", "plain_type"]
+__all__ = ["METHODS", "Call", "implements", "plain_type"]
 
 # What an array method does on active arrays: a NumPy function, or one of ours.
 METHODS: dict[str, Callable] = {}
@@ -35,32 +33,6 @@ def implements(*functions: Callable, method: str = "", prefer_literal: bool = Fa
         return choose
 
     return register
-
-
-def borrows(function: Callable, method: str = "") -> None:
-    """Compile Numba's own implementation of a NumPy function for active arguments.
-
-    Numba chooses an implementation by the dtype; what it chooses for plain arguments takes the plain function's steps on active ones.
-    """
-    context = cpu_target.typing_context
-    context.refresh()
-    try:
-        templates = context.resolve_value_type(function).templates
-    except ValueError:  # this Numba does not know the function
-        return
-    for template in templates:
-        if template.metadata.get("target") != "cpu":
-            implements(function, method=method)(_borrowed(template._overload_func))
-
-
-def _borrowed(given: Callable) -> Callable:
-    @functools.wraps(given)
-    def choose(*args, **kwargs):
-        if not any(isinstance(arg, types.Type) and is_active(arg) for arg in (*args, *kwargs.values())):
-            return None
-        return given(*map(plain_type, args), **{name: plain_type(arg) for name, arg in kwargs.items()})
-
-    return choose
 
 
 def plain_type(kind):

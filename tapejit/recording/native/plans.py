@@ -11,7 +11,7 @@ from numba import types
 from numba.core.dispatcher import Dispatcher
 
 from tapejit.errors import UnsupportedError
-from tapejit.recording.native.activity import FunctionActivity, Program, value_of_type
+from tapejit.recording.native.activity import Program, folded, settle, transfer, value_of_type
 from tapejit.recording.native.arguments import Leaves, Plan
 from tapejit.recording.native.cells import Cell, Known, Tuple, cells_in
 from tapejit.recording.native.frontend import untyped_ir
@@ -69,7 +69,7 @@ def _analysed(
             return cells[part]
 
         program = Program(untyped_ir)
-        arguments = FunctionActivity._folded(
+        arguments = folded(
             f, [value(part) for part in structure], {n: value(p) for n, p in named.items()}
         )
         for i in range(len(kinds)):
@@ -79,7 +79,7 @@ def _analysed(
             for other in shared[1:]:
                 other.unify(shared[0])
         if arguments is not None:
-            _to_fixed_point(program, f, arguments)
+            settle(lambda: _apply(program, f, arguments))
         flags = [
             (any(c.is_active for c in cells_in(cells[i])), any(c.is_written for c in cells_in(cells[i])))
             for i in range(len(kinds))
@@ -89,21 +89,15 @@ def _analysed(
     return Plan([active for active, _ in flags], [written for _, written in flags])
 
 
-def _to_fixed_point(program: Program, f: Dispatcher, arguments: list) -> None:
-    """Apply what the function does to its arguments, until nothing changes."""
-    before = -1
-    while before != Cell.changes:
-        before = Cell.changes
-        summary = program.summary(f, arguments)
-        if summary is None:
-            for argument in arguments:
-                for cell in cells_in(argument):
-                    cell.write()
-            return
-        here: dict = {}
-        for own, given in zip(summary.parameters, arguments, strict=True):
-            for inside, outside in zip(cells_in(own), cells_in(given), strict=True):
-                FunctionActivity._transfer(inside.root(), outside, here)
+def _apply(program: Program, f: Dispatcher, arguments: list) -> None:
+    """Let what the function does to its arguments happen to them."""
+    summary = program.summary(f, arguments)
+    if summary is None:
+        for argument in arguments:
+            for cell in cells_in(argument):
+                cell.write()
+    else:
+        transfer(summary.parameters, arguments)
 
 
 def _overlapping(arrays: Sequence[tuple[int, np.ndarray]], plan: Plan) -> list[list[int]]:

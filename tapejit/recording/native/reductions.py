@@ -13,15 +13,18 @@ import numpy as np
 from numba import types
 from numba.cpython.unsafe.tuple import tuple_setitem
 from numba.extending import intrinsic, register_jitable
+from numba.np import arrayobj
 from numba.np.numpy_support import is_nonelike
 
 from tapejit.ops import CODE
-from tapejit.recording.native.active import active_float, build, call_named, is_active_array
+from tapejit.recording.native.active import CELL, active_float, build, call_named, is_active_array
 from tapejit.recording.native.allocation import ACTIVE, check_dtype
 from tapejit.recording.native.conversions import lifted, values, with_value
-from tapejit.recording.native.numpy_functions import borrows, implements
+from tapejit.recording.native.numpy_functions import implements
 
 __all__ = ["length"]
+
+CELL_BYTES = CELL.itemsize
 
 
 @intrinsic
@@ -46,61 +49,43 @@ def _from_zero(axis, n_dimensions):
     return axis % n_dimensions
 
 
-def _among(axis_type, n_dimensions: int):
-    """A function from an axis argument to a tuple of booleans: which axes it names."""
-    none = (False,) * n_dimensions
-    if isinstance(axis_type, types.Integer):
-        return register_jitable(lambda axis: tuple_setitem(none, _from_zero(axis, n_dimensions), True))
+def _reduced(axis_type, n_dimensions: int, n_axes: int):
+    """A function that gives the shape without some axes, and strides that stay on an element along these."""
+    zeros, rest = (0,) * n_dimensions, (0,) * (n_dimensions - n_axes)
+    is_one = isinstance(axis_type, types.Integer)
 
     @register_jitable
-    def among(axes):
-        chosen = none
-        for axis in axes:
-            at = _from_zero(axis, n_dimensions)
-            if chosen[at]:
+    def reduced(shape, axes):
+        chosen = zeros
+        for i in range(n_axes):
+            axis = _from_zero(axes if is_one else axes[i], n_dimensions)
+            if chosen[axis]:
                 raise ValueError("duplicate value in 'axis'")
-            chosen = tuple_setitem(chosen, at, True)
-        return chosen
-
-    return among
-
-
-def _kept(n_dimensions: int, n_axes: int):
-    """A function that leaves the chosen axes out of a shape."""
-    none = (0,) * (n_dimensions - n_axes)
-
-    @register_jitable
-    def kept(shape, chosen):
-        out, at = none, 0
-        for axis in range(n_dimensions):
+            chosen = tuple_setitem(chosen, axis, 1)
+        kept, strides, at, stride = rest, zeros, len(rest), CELL_BYTES
+        for axis in range(n_dimensions - 1, -1, -1):
             if not chosen[axis]:
-                out = tuple_setitem(out, at, shape[axis])
-                at += 1
-        return out
+                at -= 1
+                kept = tuple_setitem(kept, at, shape[axis])
+                strides = tuple_setitem(strides, axis, stride)
+                stride *= shape[axis]
+        return kept, strides
 
-    return kept
+    return reduced
 
 
 @intrinsic
-def _spread(typingctx, total, a, chosen):
-    """A view of `total` in the shape of `a`, which shows the same element everywhere along the chosen axes."""
-    result = types.Array(total.dtype, a.ndim, "A")
+def _spread(typingctx, array, shape, strides):
+    """A view of the memory of an array."""
+    result = types.Array(array.dtype, len(shape), "A")
 
     def generate(context, builder, signature, args):
-        view, source, shape = (
-            arrayobj.make_array(kind)(context, builder, *value)
-            for kind, value in ((result, ()), (total, (args[0],)), (a, (args[1],)))
-        )
-        zero, one = context.get_constant(types.intp, 0), context.get_constant(types.intp, 1)
-        known = cgutils.alloca_once_value(builder, source.strides)
-        at, strides = zero, []
-        for axis in range(a.ndim):
-            is_chosen = context.cast(builder, builder.extract_value(args[2], axis), types.boolean, types.boolean)
-            with builder.if_else(is_chosen) as (then, otherwise):
-                pass
-        return None
+        source = arrayobj.make_array(array)(context, builder, args[0])
+        view = arrayobj.make_array(result)(context, builder)
+        arrayobj.populate_array(view, source.data, args[1], args[2], source.itemsize, source.meminfo, source.parent)
+        return arrayobj.impl_ret_borrowed(context, builder, result, view._getvalue())
 
-    return result(total, a, chosen), generate
+    return result(array, shape, strides), generate
 
 
 # Sums and products.
@@ -116,20 +101,20 @@ def _sum(a, axis=None, dtype=None):
     n_axes = 1 if isinstance(axis, types.Integer) else len(axis)
     if n_axes == 0:
         return lambda a, axis=None, dtype=None: a.copy()
-    normalised, axes_first = _as_axes(axis), _axes_first(a.ndim, n_axes)
+    reduced = _reduced(axis, a.ndim, n_axes)
     if n_axes >= a.ndim:
 
         def impl(a, axis=None, dtype=None):
-            axes_first(a, normalised(axis, a.ndim))  # checks them
+            reduced(a.shape, axis)  # checks the axes
             return np.sum(a)
 
         return impl
 
     def impl(a, axis=None, dtype=None):
-        moved = axes_first(a, normalised(axis, a.ndim))
-        total = np.zeros(moved.shape[n_axes:], ACTIVE)
-        for at in np.ndindex(moved.shape[:n_axes]):
-            total += moved[at]
+        shape, strides = reduced(a.shape, axis)
+        total = np.zeros(shape, ACTIVE)
+        everywhere = _spread(total, a.shape, strides)
+        everywhere += a  # in the order of Numba's loops, one addend after the other
         return total
 
     return impl
@@ -228,12 +213,6 @@ def _ptp(a):
     return (lambda a: np.max(a) - np.min(a)) if is_active_array(a) else None
 
 
-for _function in (np.argmax, np.argmin):
-    borrows(_function, method=_function.__name__)
-for _function in (np.nanargmax, np.nanargmin, np.median, np.trace):
-    borrows(_function)
-
-
 # Scans.
 
 
@@ -255,16 +234,14 @@ def _scan(name: str, combine, first: float):
                 return out
 
             return impl
-        axes_first = _axes_first(a.ndim, 1)
+        ufunc = _UFUNCS[combine]
+        axis_first = _axis_first(a.ndim)
 
         def impl(a, axis=None, dtype=None):
-            axes = (_axis(axis, a.ndim),)
             out = np.empty(a.shape, ACTIVE)
-            moved, moved_out = axes_first(a, axes), axes_first(out, axes)
-            last = np.full(moved.shape[1:], lifted(first))
-            for i in range(moved.shape[0]):
-                last = combine(last, moved[i])
-                moved_out[i] = last
+            items, results = axis_first(a, axis), axis_first(out, axis)
+            results[:1] = combine(lifted(first), items[:1])
+            ufunc(results[:-1], items[1:], results[1:])  # each from the one before, which is written already
             return out
 
         return impl
@@ -272,6 +249,22 @@ def _scan(name: str, combine, first: float):
     return choose
 
 
+def _axis_first(n_dimensions: int):
+    """A function that views an array with one axis first."""
+    start = tuple(range(n_dimensions))
+
+    @register_jitable
+    def view(a, axis):
+        permutation = start
+        axis = _from_zero(axis, n_dimensions)
+        for at in range(axis):
+            permutation = tuple_setitem(permutation, at + 1, at)
+        return a.transpose(tuple_setitem(permutation, 0, axis))
+
+    return view
+
+
+_UFUNCS = {operator.add: np.add, operator.mul: np.multiply}
 implements(np.cumsum, method="cumsum")(_scan("np.cumsum", operator.add, 0.0))
 implements(np.cumprod, method="cumprod")(_scan("np.cumprod", operator.mul, 1.0))
 

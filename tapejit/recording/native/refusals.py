@@ -31,6 +31,8 @@ def refuse_function(f: Dispatcher) -> None:
     name = f.py_func.__name__
     if f.targetoptions.get("forceobj"):
         raise UnsupportedError(f"{name} is compiled in object mode, which cannot be recorded; compile it with @njit")
+    if f.py_func.__code__.co_kwonlyargcount:
+        raise UnsupportedError(f"{name} has keyword-only parameters, which compiled code cannot call; drop the * from its signature")
     if not hasattr(f, "targetdescr") or type(f).__name__ == "CUDADispatcher":
         raise UnsupportedError(f"{name} is not compiled for the processor, which is the only target that is recorded")
 
@@ -51,7 +53,7 @@ def translated(f: Dispatcher, kinds: Sequence[types.Type] | None) -> Iterator[No
         raise
     except (errors.NumbaError, NotImplementedError) as error:
         _raise_own_error(f, kinds)
-        raise _in_words(f, error) from error
+        raise _in_words(f, error) from None
 
 
 def _raise_own_error(f: Dispatcher, kinds: Sequence[types.Type] | None) -> None:

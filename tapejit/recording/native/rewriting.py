@@ -17,8 +17,10 @@ from numba.core import ir
 from numba.core.analysis import compute_cfg_from_blocks
 from numba.core.dispatcher import Dispatcher, LiftedWith
 from numba.core.ir_utils import mk_unique_var
+from numba.typed import Dict, List
 
 from tapejit.errors import UnsupportedError
+from tapejit.recording.native.active import active_float
 from tapejit.recording.native.activity import ALLOCATORS, FunctionActivity, Program, value_of_type
 from tapejit.recording.native.cells import Array, Known, Method, Other, Tuple, is_active
 from tapejit.recording.native.frontend import compiled_form, untyped_ir
@@ -109,6 +111,8 @@ class _Rewriter:
             self._attribute(statement)
         elif isinstance(value, ir.Expr) and value.op == "call":
             self._called(statement, out, block)
+        elif isinstance(value, ir.Expr) and value.op in ("build_list", "build_set"):
+            self._listed(statement, out, block)
         elif isinstance(value, ir.Yield):
             raise UnsupportedError(
                 f"generators are not recorded ({_line(statement.loc)}); return an array or a list instead"
@@ -155,9 +159,46 @@ class _Rewriter:
                     stub = self._constant(out, METHODS[function.name], expr.loc, block.scope)
                     statement.value = ir.Expr.call(stub, [receiver, *expr.args], expr.kws, expr.loc, vararg=expr.vararg)
         elif isinstance(function, Known):
+            if _is_container(function.thing):
+                self._typed_container(statement, out, block)
+                return
             stub = self._stub(function.thing, statement, active, FUNCTIONS)
             if stub is not None:
                 expr.func = self._constant(out, stub, expr.loc, block.scope)
+
+    def _typed_container(self, statement: ir.Assign, out: list, block: ir.Block) -> None:
+        """``List.empty_list(float64)`` and ``Dict.empty(key, float64)`` that active numbers reach are declared for those."""
+        expr = statement.value
+        value = self._activity.value(statement.target.name)
+        if value is None or not is_active(value):
+            return
+        arguments = []
+        for variable in expr.args:
+            known = self._activity.value(variable.name)
+            is_float = isinstance(known, Known) and known.thing in (types.float64, np.float64, float)
+            arguments.append(self._constant(out, active_float, expr.loc, block.scope) if is_float else variable)
+        expr.args = arguments
+
+    def _listed(self, statement: ir.Assign, out: list, block: ir.Block) -> None:
+        """A list that active numbers reach starts with active ones: its type is that of its first elements."""
+        from tapejit.recording.native.tables import to_active
+
+        value = self._activity.value(statement.target.name)
+        if value is None or not is_active(value):
+            return
+        items = []
+        for item in statement.value.items:
+            known = self._activity.value(item.name)
+            if known is None or not is_active(known) and not isinstance(known, Known):
+                active = ir.Var(block.scope, mk_unique_var(f"{item.name}.active"), statement.loc)
+                self._call(out, to_active, [item], statement.loc, block.scope, active)
+                item = active
+            elif isinstance(known, Known) and isinstance(known.thing, float):
+                active = ir.Var(block.scope, mk_unique_var(f"{item.name}.active"), statement.loc)
+                self._call(out, to_active, [item], statement.loc, block.scope, active)
+                item = active
+            items.append(item)
+        statement.value = ir.Expr.build_list(items, statement.loc) if statement.value.op == "build_list" else statement.value
 
     def _stub(self, function: Any, statement: ir.Assign, active: bool, functions: dict) -> Any:
         from tapejit.recording.native.tables import ALLOCATORS as ACTIVE_ALLOCATORS
@@ -198,14 +239,16 @@ class _Rewriter:
         expr = statement.value
         if isinstance(expr, (ir.Global, ir.FreeVar)):
             return isinstance(value, Array)
-        if not isinstance(expr, ir.Expr) or expr.op not in ("binop", "unary", "call", "build_list"):
+        if not isinstance(expr, ir.Expr) or expr.op not in ("binop", "unary", "call"):
             return False
         operands = [self._activity.value(variable.name) for variable in expr.list_vars()]
         if any(operand is not None and is_active(operand) for operand in operands):
             return False
         if expr.op == "call":
             function = self._activity.value(expr.func.name)
-            if function is None or isinstance(function, Known) and _is_ours(function.thing):
+            if function is None or isinstance(function, Known) and (
+                _is_ours(function.thing) or _is_container(function.thing)
+            ):
                 return False
         return True
 
@@ -222,6 +265,12 @@ class _Rewriter:
         function = self._constant(out, thing, loc, scope)
         target = target or ir.Var(scope, mk_unique_var("$tapejit"), loc)
         out.append(ir.Assign(ir.Expr.call(function, list(args), (), loc), target, loc))
+
+
+def _is_container(thing: Any) -> bool:
+    """Whether this makes a typed list or dict, whose type is declared or that of its first element."""
+    owner = getattr(thing, "__self__", thing)
+    return owner in (List, Dict) and getattr(thing, "__name__", "") in ("empty_list", "empty", "List", "Dict")
 
 
 def _is_ours(thing: Any) -> bool:

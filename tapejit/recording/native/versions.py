@@ -16,10 +16,12 @@ from numba.core.compiler import CompilerBase, DefaultPassBuilder
 from numba.core.compiler_machinery import FunctionPass, register_pass
 from numba.core.dispatcher import Dispatcher
 from numba.core.registry import CPUDispatcher
+from numba.core.typed_passes import NopythonRewrites
 from numba.core.untyped_passes import ReconstructSSA
 
 from tapejit.errors import UnsupportedError
 from tapejit.recording.native.active import ActiveBool, ActiveFloat, is_active, is_active_array
+from tapejit.recording.native.fusion import PassiveFusion
 from tapejit.recording.native.rewriting import rewrite
 
 __all__ = ["ActiveVersion", "active_version", "plain_type"]
@@ -44,11 +46,12 @@ class Activate(FunctionPass):
 
 
 class ActiveCompiler(CompilerBase):
-    """Numba's pipeline with one pass more, after SSA and before typing."""
+    """Numba's pipeline with one pass more, after SSA and before typing, and one exchanged."""
 
     def define_pipelines(self) -> list:
         manager = DefaultPassBuilder.define_nopython_pipeline(self.state)
         manager.add_pass_after(Activate, ReconstructSSA)
+        manager.passes = [(PassiveFusion if step is NopythonRewrites else step, what) for step, what in manager.passes]
         manager.finalize()
         return [manager]
 

@@ -30,6 +30,17 @@ def tapejit_gradient(plain, x, *data):
     return tj.record(lambda x: plain(x, *data), x).value_and_grad
 
 
+def native_gradient(plain, x, *data):
+    """The same function compiled by Numba, recorded natively at every call."""
+    import tapejit as tj
+
+    compiled, n_data = NATIVE[plain]
+    return lambda x: tj.value_and_grad(compiled)(x, *data[:n_data])
+
+
+NATIVE = {rosenbrock.plain_array: (rosenbrock.primal, 0), lorenz.plain: (lorenz.primal, 1)}
+
+
 def autograd_gradient(plain, x, *data):
     """HIPS autograd: records at every call."""
     import autograd
@@ -88,7 +99,7 @@ def casadi_gradient(plain, x, *data):
 class Peer:
     """A library: the module whose `sum` suits its arrays, and how it makes a value-and-gradient function.
 
-    `lorenz` is the plain loop, unless the library needs it rewritten, and `note` says so.
+    `lorenz` is the plain loop, unless the library needs it rewritten, and `note` says so; `n_steps` is for those that bear fewer.
     """
 
     name: str
@@ -97,11 +108,16 @@ class Peer:
     takes_arrays: bool = True
     lorenz: Callable = lorenz.plain
     note: str = ""
+    n_steps: int | None = None
 
+
+UNROLLED_STEPS = 1000 // lorenz.OPERATIONS_PER_STEP
 
 PEERS = (
     Peer("tapejit", "numpy", tapejit_gradient),
+    Peer("tapejit, compiled", "numpy", native_gradient, note="compiled by Numba"),
     Peer("jax", "jax.numpy", jax_gradient, lorenz=jax_lorenz, note="rewritten with lax.scan"),
+    Peer("jax, unrolled", "jax.numpy", jax_gradient, takes_arrays=False, note="the plain loop", n_steps=UNROLLED_STEPS),
     Peer("torch", "torch", torch_gradient),
     Peer("autograd", "autograd.numpy", autograd_gradient),
     Peer("casadi", "casadi", casadi_gradient, takes_arrays=False),
@@ -124,7 +140,7 @@ def measure(peer, quick):
     args = rosenbrock.make(ROSENBROCK_SIZE[quick], np.random.default_rng(0))
     if peer.takes_arrays:
         rows.append(measure_problem(peer, "Rosenbrock, array", rosenbrock, rosenbrock.plain_array, args, functions))
-    args = lorenz.make(LORENZ_STEPS[quick], np.random.default_rng(0))
+    args = lorenz.make(peer.n_steps or LORENZ_STEPS[quick], np.random.default_rng(0))
     found = measure_problem(peer, "Lorenz RK4, scalar", lorenz, peer.lorenz, args)
     rows.append({**found, "note": peer.note})
     return rows

@@ -8,23 +8,16 @@ compile (Numba knows no conversion from active to plain): there is no way to a w
 
 from __future__ import annotations
 
-import builtins
-import inspect
-import math
 import operator
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any
 
-import numba
 import numpy as np
-from numba import types
 from numba.core import ir
 from numba.core.dispatcher import Dispatcher
 
-from tapejit.recording.native import user_rows
-from tapejit.recording.native.active import ActiveBool, ActiveFloat, is_active_array
+from tapejit.recording.native.call_effects import CallEffects
 from tapejit.recording.native.cells import (
     PASSIVE,
     Array,
@@ -41,121 +34,11 @@ from tapejit.recording.native.cells import (
     cells_in,
     joined,
 )
+from tapejit.recording.native.effects import COMPARISONS, PASSIVE_ATTRIBUTES, VIEW_ATTRIBUTES
 from tapejit.recording.native.frontend import compiled_form
+from tapejit.recording.native.summaries import Summary, folded, instantiated, pattern, settle, transfer
 
-__all__ = ["FunctionActivity", "Program", "folded", "settle", "transfer", "value_of_type"]
-
-
-MAX_ROUNDS = 1000
-
-
-def _functions(module: ModuleType, names: str) -> set[Callable]:
-    return {getattr(module, name) for name in names.split() if hasattr(module, name)}
-
-
-ALLOCATORS = _functions(
-    np, "zeros empty ones full zeros_like empty_like ones_like full_like eye identity linspace arange array"
-)
-# The first argument's memory, seen in another shape.
-VIEWS = _functions(
-    np,
-    "reshape ravel transpose asarray ascontiguousarray asfortranarray atleast_1d atleast_2d atleast_3d swapaxes moveaxis rollaxis squeeze "
-    "expand_dims broadcast_to flip fliplr flipud rot90 split array_split hsplit vsplit dsplit real imag diagonal nditer ndenumerate",
-)
-PASSIVE_RESULTS = (
-    _functions(
-        np,
-        "shape size ndim argmax argmin argsort searchsorted isnan isinf isfinite any all nonzero count_nonzero array_equal allclose isclose "
-        "digitize bincount ndindex signbit less less_equal greater greater_equal equal not_equal logical_and logical_or logical_xor "
-        "logical_not flatnonzero argwhere unravel_index nanargmax nanargmin isscalar iscomplexobj isrealobj",
-    )
-    | _functions(math, "floor ceil trunc isnan isinf isfinite isclose gcd comb perm factorial")
-    | {
-        len,
-        int,
-        bool,
-        round,
-        range,
-        isinstance,
-        hash,
-        slice,
-        id,
-        str,
-        repr,
-        print,
-        type,
-        numba.prange,
-        operator.contains,
-    }
-)
-VIEW_METHODS = set("reshape ravel transpose view squeeze swapaxes diagonal items keys values".split())
-PASSIVE_METHODS = set(
-    "argmax argmin argsort searchsorted any all nonzero item_size index count startswith format".split()
-)
-PASSIVE_ATTRIBUTES = set("shape size ndim strides itemsize nbytes flags".split())
-VIEW_ATTRIBUTES = set("T real imag flat base".split())
-STORING_METHODS = set("append appendleft insert extend setdefault update add fill put setflags".split())
-TAKING_METHODS = set("pop popleft popitem get item remove clear reverse sort".split())
-COMPARISONS = {
-    operator.lt,
-    operator.le,
-    operator.gt,
-    operator.ge,
-    operator.eq,
-    operator.ne,
-    operator.is_,
-    operator.is_not,
-    operator.contains,
-    operator.not_,
-}
-
-
-def value_of_type(kind: types.Type, cell_of: Callable[[tuple], Cell], key: tuple = ()) -> Value:
-    """What is known of a parameter of a Numba type."""
-    if isinstance(kind, types.Omitted):
-        return value_of_type(numba.typeof(kind.value), cell_of, key)
-    if isinstance(kind, types.Optional):
-        return value_of_type(kind.type, cell_of, key)
-    if isinstance(kind, types.Dispatcher):
-        return Known(kind.dispatcher)
-    if isinstance(kind, types.Array):
-        cell = cell_of(key)
-        if is_active_array(kind):
-            cell.activate()
-        return Array(cell, kind.ndim)
-    if isinstance(kind, types.BaseTuple):
-        return Tuple(tuple(value_of_type(part, cell_of, (*key, i)) for i, part in enumerate(kind)))
-    if isinstance(kind, (ActiveFloat, ActiveBool)):
-        cell = cell_of(key)
-        cell.activate()
-        return Scalar(cell)
-    if isinstance(kind, types.Float):
-        return Scalar(cell_of(key))
-    if isinstance(kind, (types.Number, types.Boolean, types.UnicodeType, types.NoneType)):
-        return PASSIVE
-    if isinstance(kind, (types.List, types.ListType, types.Set)):
-        other = Other(cell_of(key))
-        absorb(other.cell, value_of_type(kind.dtype, cell_of, (*key, "item")))
-        return other
-    return Other(cell_of(key))
-
-
-def settle(step: Callable[[], Any]) -> None:
-    """Repeat a step until nothing is learnt."""
-    for _ in range(MAX_ROUNDS):
-        before = Cell.changes
-        step()
-        if Cell.changes == before:
-            return
-    raise AssertionError(f"the activity analysis does not settle in {MAX_ROUNDS} rounds; please report the function")
-
-
-@dataclass
-class Summary:
-    """What a function does to its arguments, for one pattern of activity: its own parameters and result, in its own cells."""
-
-    parameters: Sequence[Value]
-    result: Value | None
+__all__ = ["FunctionActivity", "Program"]
 
 
 class Program:
@@ -174,13 +57,13 @@ class Program:
 
     def summary(self, dispatcher: Dispatcher, arguments: Sequence[Value]) -> Summary | None:
         """The summary of a call; None if the function cannot be read."""
-        key = (dispatcher, _pattern(arguments))
+        key = (dispatcher, pattern(arguments))
         if key not in self._known:
             function_ir = self._ir_of(dispatcher)
             if function_ir is None:
                 return None
             self._known[key] = FunctionActivity(function_ir, None, self)
-            self._known[key].take(_instantiated(arguments, {}))
+            self._known[key].take(instantiated(arguments, {}))
         activity = self._known[key]
         if key not in self._running and activity.read_at != Cell.changes:
             self._running.add(key)
@@ -192,7 +75,7 @@ class Program:
         return Summary(activity.parameters, activity.result)
 
 
-class FunctionActivity:
+class FunctionActivity(CallEffects):
     """The analysis of one function.
 
     Attributes
@@ -325,6 +208,8 @@ class FunctionActivity:
             return self._unknown(items, place)  # tuples joined or repeated
         if all(isinstance(operand, (Passive, Known)) for operand in operands):
             return PASSIVE
+        if not is_comparison and any(isinstance(operand, (Other, Iterated, Method)) for operand in operands):
+            return self._unknown(operands, place)  # a list repeated or joined holds what the operands hold
         cell = self.cell((place,))
         if not is_comparison:
             for operand in operands:
@@ -473,205 +358,10 @@ class FunctionActivity:
             return self._unknown_call([*arguments, *keywords.values()], place)
         here = transfer(summary.parameters, given)
         return (
-            _instantiated([summary.result], here, lambda i: self.cell((place, i)))[0]
+            instantiated([summary.result], here, lambda i: self.cell((place, i)))[0]
             if summary.result is not None
             else None
         )
-
-    def _known_call(self, function: Any, arguments: list[Value], keywords: dict[str, Value], place: int) -> Value:
-        every = [*arguments, *keywords.values()]
-        name = getattr(function, "__name__", "")
-        if function is builtins.enumerate:
-            return Iterated(Tuple((PASSIVE, self._item_of(arguments[0], (place, 0)))))
-        if function is builtins.zip:
-            return Iterated(Tuple(tuple(self._item_of(argument, (place, i)) for i, argument in enumerate(arguments))))
-        if function in (builtins.reversed, builtins.iter, numba.literal_unroll, builtins.tuple, numba.literally):
-            return arguments[0] if arguments else PASSIVE
-        if _hashed_in(function, ALLOCATORS):
-            return self._allocated(function, arguments, keywords, place)
-        if _hashed_in(function, PASSIVE_RESULTS):
-            return self._passive_result(every, place)
-        if _hashed_in(function, VIEWS):
-            return self._viewed(function, arguments, place)
-        if getattr(function, "__module__", "").startswith("numpy.random") or name in (
-            "copyto",
-            "fill_diagonal",
-            "put",
-            "shuffle",
-            "place",
-            "putmask",
-        ):
-            return self._written(every, place)
-        for key in ("out",):
-            if key in keywords:
-                self._store(keywords[key], self._combined(arguments, place))
-                return keywords[key]
-        module = (getattr(function, "__module__", None) or "").split(".")[0]
-        if isinstance(function, np.ufunc) or module in ("numpy", "math", "builtins", "operator", "_operator"):
-            if isinstance(function, np.ufunc) and len(arguments) > function.nin:
-                target = arguments[function.nin]
-                self._store(target, self._combined(arguments[: function.nin], place))
-                return target
-            return self._computed(function, every, place)
-        if isinstance(function, types.Type) or isinstance(function, type):
-            return self._computed(function, every, place)
-        if function in user_rows.made:
-            return self._combined(arguments, place)
-        return self._unknown_call(every, place)
-
-    def _item_of(self, value: Value, key: tuple) -> Value:
-        return value.item if isinstance(value, Iterated) else self._item(value, PASSIVE, None, key)
-
-    def _allocated(self, function: Any, arguments: list[Value], keywords: dict[str, Value], place: int) -> Value:
-        """A new array: active if it is filled with active numbers or made like an active one."""
-        cell = self.cell((place,))
-        shape = arguments[0] if arguments else keywords.get("shape", PASSIVE)
-        for value in [*arguments, *keywords.values()]:
-            for source in cells_in(value):
-                source.flow_to(cell)
-        name = function.__name__
-        if name.endswith("_like"):
-            return Array(cell, shape.ndim if isinstance(shape, Array) else None)
-        if name in ("linspace", "arange"):
-            return Array(cell, 1)
-        if name in ("eye", "identity"):
-            return Array(cell, 2)
-        if name == "array":
-            return Array(cell, None)
-        return Array(
-            cell,
-            len(shape.items)
-            if isinstance(shape, Tuple)
-            else 1
-            if isinstance(shape, (Passive, Known, Scalar))
-            else None,
-        )
-
-    def _passive_result(self, values: list[Value], place: int) -> Value:
-        arrays = [value for value in values if isinstance(value, (Array, Other))]
-        return Array(self.cell((place,)), None) if arrays else PASSIVE
-
-    def _viewed(self, function: Any, arguments: list[Value], place: int) -> Value:
-        base = arguments[0] if arguments else PASSIVE
-        if isinstance(base, Array):
-            same = function in (np.ravel,)
-            ndim = (
-                1
-                if same
-                else base.ndim
-                if function in (np.transpose, np.flip, np.ascontiguousarray, np.asarray)
-                else None
-            )
-            if function is np.reshape and len(arguments) > 1:
-                ndim = _reshaped(arguments[1:])
-            return Array(base.cell, ndim)
-        cell = self.cell((place,))
-        absorb(cell, base)
-        return Array(cell, None)
-
-    def _written(self, values: list[Value], place: int) -> Value:
-        """In-place functions of NumPy, and random numbers."""
-        if values and isinstance(values[0], (Array, Other)):
-            for value in values[1:]:
-                self._store(values[0], value)
-            values[0].cell.write()
-        return Other(self.cell((place,)))
-
-    def _computed(self, function: Any, values: list[Value], place: int) -> Value:
-        """A function without side effects: numbers flow from all arguments to a new result."""
-        if all(isinstance(value, (Scalar, Passive, Known)) for value in values):
-            return self._combined(values, place)
-        if isinstance(function, np.ufunc) or function in _ELEMENTWISE:
-            return self._combined(values, place)
-        cell = self.cell((place,))
-        for value in values:
-            for source in cells_in(value):
-                source.flow_to(cell)
-        if function in (np.linalg.norm, np.linalg.det, builtins.sum, np.trace, np.vdot, builtins.max, builtins.min):
-            return Scalar(cell)
-        if function in _REDUCTIONS and len(values) == 1:
-            return Scalar(cell)
-        return Other(cell)
-
-    def _method_call(self, method: Method, arguments: list[Value], place: int) -> Value:
-        name, receiver = method.name, method.receiver
-        if isinstance(receiver, Known):
-            return (
-                self._written(arguments, place)
-                if name in ("shuffle",)
-                else self._unknown_call([receiver, *arguments], place)
-            )
-        if name in PASSIVE_METHODS:
-            return self._passive_result([receiver], place)
-        if name in VIEW_METHODS:
-            if isinstance(receiver, Array):
-                ndim = (
-                    _reshaped(arguments)
-                    if name == "reshape"
-                    else 1
-                    if name == "ravel"
-                    else receiver.ndim
-                    if name in ("transpose", "swapaxes")
-                    else None
-                )
-                return Array(receiver.cell, ndim)
-            return (
-                Iterated(Other(receiver.cell))
-                if name in ("items", "keys", "values") and isinstance(receiver, Other)
-                else receiver
-            )
-        if name in STORING_METHODS:
-            for argument in arguments:
-                self._store(receiver, argument)
-            return PASSIVE
-        if name in TAKING_METHODS and not isinstance(receiver, Array):
-            for argument in arguments:
-                for cell in cells_in(receiver):
-                    absorb(cell, argument)
-            return receiver
-        if name in ("copy", "astype", "flatten") and isinstance(receiver, Array):
-            cell = self.cell((place,))
-            receiver.cell.flow_to(cell)
-            return Array(cell, 1 if name == "flatten" else receiver.ndim)
-        if isinstance(receiver, (Array, Scalar)):
-            if name == "sort":
-                receiver.cell.write()
-            cell = self.cell((place,))
-            for value in [receiver, *arguments]:
-                for source in cells_in(value):
-                    source.flow_to(cell)
-            reduces = name in ("item", *(function.__name__ for function in _REDUCTIONS)) and not arguments
-            return Scalar(cell) if reduces else Other(cell)
-        return self._unknown_call([receiver, *arguments], place)
-
-    def _unknown(self, values: Iterable[Value], place: int) -> Value:
-        """Something that may hold references to all of these."""
-        other = Other(self.cell((place,)))
-        for value in values:
-            absorb(other.cell, value)
-        return other
-
-    def _unknown_call(self, values: Iterable[Value], place: int) -> Value:
-        """A function that cannot be read: it may store anything anywhere."""
-        result = self._unknown(values, place)
-        result.cell.write()
-        return result
-
-
-_IN_PLACE = ("copyto", "fill_diagonal", "put", "shuffle", "place", "putmask")
-_ELEMENTWISE = _functions(np, "where clip round around abs real imag nan_to_num sinc interp") | {
-    builtins.abs,
-    builtins.pow,
-    builtins.divmod,
-}
-_REDUCTIONS = _functions(np, "sum prod mean var std max min amax amin median ptp nansum nanmean trapezoid")
-
-
-def _hashed_in(function: Any, group: set) -> bool:
-    try:
-        return function in group
-    except TypeError:
-        return False
 
 
 def _index_kind(part: Value) -> str:
@@ -688,95 +378,3 @@ def _static_kind(part: Any) -> str:
     if part is None:
         return "new"
     return "slice" if isinstance(part, slice) or part is Ellipsis else "unknown"
-
-
-def _reshaped(shape: Sequence[Value]) -> int | None:
-    """Dimensions of the result of ``reshape``."""
-    if len(shape) == 1 and isinstance(shape[0], Tuple):
-        return len(shape[0].items)
-    return len(shape) if all(isinstance(size, (Passive, Known)) for size in shape) else None
-
-
-def transfer(parameters: Sequence[Value], arguments: Sequence[Value]) -> dict[Cell, Cell]:
-    """Let what a callee did to its parameters happen to the arguments; gives the caller's cell for each of the callee's."""
-    here: dict[Cell, Cell] = {}
-    for own, given in zip(parameters, arguments, strict=True):
-        for inner, outside in zip(cells_in(own), cells_in(given), strict=True):
-            inside = inner.root()
-            if inside in here:
-                here[inside].unify(outside)
-            here[inside] = outside
-            if inside.is_active:
-                outside.activate()
-            if inside.is_written:
-                outside.write()
-    return here
-
-
-def folded(dispatcher: Dispatcher, arguments: Sequence[Value], keywords: dict[str, Value]) -> list[Value] | None:
-    """The value of each parameter, defaults included; None if the call does not fit."""
-    try:
-        bound = inspect.signature(dispatcher.py_func).bind(*arguments, **keywords)
-    except TypeError:
-        return None
-    bound.apply_defaults()
-    out: list[Value] = []
-    for name, parameter in bound.signature.parameters.items():
-        given = bound.arguments[name]
-        if parameter.kind is parameter.VAR_POSITIONAL:
-            out.append(Tuple(tuple(given)))
-        elif not isinstance(given, Value):
-            out.append(Known(given))
-        else:
-            is_number = isinstance(given, Known) and isinstance(given.thing, (int, float, complex))
-            out.append(PASSIVE if is_number else given)
-    return out
-
-
-def _pattern(values: Sequence[Value]) -> tuple:
-    """What of the arguments matters for a summary: kinds, activity, and which of them share memory."""
-    numbers: dict[Cell, int] = {}
-
-    def describe(value: Value) -> Any:
-        if isinstance(value, (Scalar, Array, Other)):
-            cell = value.cell.root()
-            number = numbers.setdefault(cell, len(numbers))
-            return (type(value).__name__, number, cell.is_active, getattr(value, "ndim", 0))
-        if isinstance(value, Tuple):
-            return ("Tuple", *(describe(item) for item in value.items))
-        if isinstance(value, Iterated):
-            return ("Iterated", describe(value.item))
-        if isinstance(value, Method):
-            return ("Method", value.name, describe(value.receiver))
-        return value
-
-    return tuple(describe(value) for value in values)
-
-
-def _instantiated(
-    values: Sequence[Value], known: dict[Cell, Cell], cell_of: Callable[[int], Cell] | None = None
-) -> list[Value]:
-    """The same values in other cells: those of `known`, else new ones with the same activity."""
-
-    def other(cell: Cell) -> Cell:
-        cell = cell.root()
-        if cell not in known:
-            known[cell] = cell_of(len(known)) if cell_of else Cell()
-        if cell.is_active:
-            known[cell].activate()
-        return known[cell]
-
-    def copy(value: Value) -> Value:
-        if isinstance(value, Array):
-            return Array(other(value.cell), value.ndim)
-        if isinstance(value, (Scalar, Other)):
-            return type(value)(other(value.cell))
-        if isinstance(value, Tuple):
-            return Tuple(tuple(copy(item) for item in value.items))
-        if isinstance(value, Iterated):
-            return Iterated(copy(value.item))
-        if isinstance(value, Method):
-            return Method(value.name, copy(value.receiver))
-        return value
-
-    return [copy(value) for value in values]

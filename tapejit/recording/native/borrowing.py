@@ -52,7 +52,9 @@ def _allocating(implementation: FunctionType | None) -> FunctionType | None:
     if implementation is None or not implementation.__closure__:
         return implementation
     cells = tuple(
-        CellType(active_float) if isinstance(cell.cell_contents, np.dtype) and cell.cell_contents == np.float64 else cell
+        CellType(active_float)
+        if isinstance(cell.cell_contents, np.dtype) and cell.cell_contents == np.float64
+        else cell
         for cell in implementation.__closure__
     )
     made = FunctionType(

@@ -38,7 +38,8 @@ def _to_active_tuple(kind):
 def _has_floats(kind) -> bool:
     if isinstance(kind, types.BaseTuple):
         return any(_has_floats(item) for item in kind)
-    return _has_floats(kind.dtype) if isinstance(kind, (types.List, types.Array)) else kind == types.float64
+    # Not lists of arrays: one of them may stand there twice, or elsewhere too.
+    return kind.dtype == types.float64 if isinstance(kind, (types.List, types.Array)) else kind == types.float64
 
 
 def _elementwise(name: str, n_operands: int, generate, result_of):

@@ -11,10 +11,11 @@ from numba import types
 from numba.core.dispatcher import Dispatcher
 
 from tapejit.errors import UnsupportedError
-from tapejit.recording.native.activity import Program, folded, settle, transfer, value_of_type
+from tapejit.recording.native.activity import Program
 from tapejit.recording.native.arguments import Leaves, Plan
 from tapejit.recording.native.cells import Cell, Known, Tuple, cells_in
 from tapejit.recording.native.frontend import untyped_ir
+from tapejit.recording.native.summaries import folded, settle, transfer, value_of_type
 
 __all__ = ["plan_for"]
 
@@ -69,9 +70,7 @@ def _analysed(
             return cells[part]
 
         program = Program(untyped_ir)
-        arguments = folded(
-            f, [value(part) for part in structure], {n: value(p) for n, p in named.items()}
-        )
+        arguments = folded(f, [value(part) for part in structure], {n: value(p) for n, p in named.items()})
         for i in range(len(kinds)):
             value(i)
         for group in groups:

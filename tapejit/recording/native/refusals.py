@@ -32,7 +32,9 @@ def refuse_function(f: Dispatcher) -> None:
     if f.targetoptions.get("forceobj"):
         raise UnsupportedError(f"{name} is compiled in object mode, which cannot be recorded; compile it with @njit")
     if f.py_func.__code__.co_kwonlyargcount:
-        raise UnsupportedError(f"{name} has keyword-only parameters, which compiled code cannot call; drop the * from its signature")
+        raise UnsupportedError(
+            f"{name} has keyword-only parameters, which compiled code cannot call; drop the * from its signature"
+        )
     if not hasattr(f, "targetdescr") or type(f).__name__ == "CUDADispatcher":
         raise UnsupportedError(f"{name} is not compiled for the processor, which is the only target that is recorded")
 

@@ -21,10 +21,12 @@ from numba.typed import Dict, List
 
 from tapejit.errors import UnsupportedError
 from tapejit.recording.native.active import active_float
-from tapejit.recording.native.activity import ALLOCATORS, FunctionActivity, Program, value_of_type
-from tapejit.recording.native.cells import Array, Known, Method, Other, Tuple, is_active
+from tapejit.recording.native.activity import FunctionActivity, Program
+from tapejit.recording.native.cells import Array, Known, Method, Other, Tuple, cells_in, is_active
+from tapejit.recording.native.effects import ALLOCATORS
 from tapejit.recording.native.frontend import compiled_form, untyped_ir
 from tapejit.recording.native.session import poll
+from tapejit.recording.native.summaries import value_of_type
 
 __all__ = ["rewrite"]
 
@@ -198,7 +200,9 @@ class _Rewriter:
                 self._call(out, to_active, [item], statement.loc, block.scope, active)
                 item = active
             items.append(item)
-        statement.value = ir.Expr.build_list(items, statement.loc) if statement.value.op == "build_list" else statement.value
+        statement.value = (
+            ir.Expr.build_list(items, statement.loc) if statement.value.op == "build_list" else statement.value
+        )
 
     def _stub(self, function: Any, statement: ir.Assign, active: bool, functions: dict) -> Any:
         from tapejit.recording.native.tables import ALLOCATORS as ACTIVE_ALLOCATORS
@@ -244,10 +248,17 @@ class _Rewriter:
         operands = [self._activity.value(variable.name) for variable in expr.list_vars()]
         if any(operand is not None and is_active(operand) for operand in operands):
             return False
+        # A copy must be the only one: none of this memory may be known under another name.
+        cells = [cell.root() for part in _arrays(value) for cell in cells_in(part)]
+        others = {cell.root() for operand in operands if operand is not None for cell in cells_in(operand)}
+        if len(set(cells)) < len(cells) or others & set(cells):
+            return False
         if expr.op == "call":
             function = self._activity.value(expr.func.name)
-            if function is None or isinstance(function, Known) and (
-                _is_ours(function.thing) or _is_container(function.thing)
+            if (
+                function is None
+                or isinstance(function, Known)
+                and (_is_ours(function.thing) or _is_container(function.thing))
             ):
                 return False
         return True
@@ -265,6 +276,13 @@ class _Rewriter:
         function = self._constant(out, thing, loc, scope)
         target = target or ir.Var(scope, mk_unique_var("$tapejit"), loc)
         out.append(ir.Assign(ir.Expr.call(function, list(args), (), loc), target, loc))
+
+
+def _arrays(value: Any) -> list[Any]:
+    """The parts of a value that are more than a number."""
+    if isinstance(value, Tuple):
+        return [array for item in value.items for array in _arrays(item)]
+    return [value] if isinstance(value, (Array, Other)) else []
 
 
 def _is_container(thing: Any) -> bool:

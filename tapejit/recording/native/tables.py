@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from tapejit.recording.native import arrays, borrowing, reductions, selection  # noqa: F401
+from tapejit.recording.native import arrays, borrowing, linalg, reductions, selection  # noqa: F401
 from tapejit.recording.native.allocation import ALLOCATORS
 from tapejit.recording.native.conversions import to_active
 

@@ -20,11 +20,11 @@ class Guards:
     line: array = field(default_factory=lambda: array("i"))
     lines: list[str] = field(default_factory=list)
 
-    def append(self, slots: Sequence[int], expected: Sequence[float], line: str) -> None:
+    def append(self, slots: Sequence[int] | np.ndarray, expected: Sequence[float] | np.ndarray, line: str) -> None:
         if not self.lines or self.lines[-1] != line:
             self.lines.append(line)
-        self.slot.extend(array("i", slots))
-        self.expected.extend(array("d", expected))
+        self.slot.frombytes(np.asarray(slots, np.int32).tobytes())
+        self.expected.frombytes(np.asarray(expected, np.float64).tobytes())
         self.line.extend(array("i", [len(self.lines) - 1]) * len(slots))
 
     def extend(self, other: Guards, shift: int) -> None:

@@ -14,6 +14,7 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 
@@ -61,7 +62,8 @@ def extended(holder: list[np.ndarray], n: int, used: int) -> np.ndarray:
     """
     array = holder.pop()
     dtype = array.dtype
-    memory = array.base.obj if isinstance(array.base, memoryview) else None
+    base: Any = array.base
+    memory = base.obj if isinstance(base, memoryview) else None
     if isinstance(memory, mmap.mmap) and _IS_POSIX and n * dtype.itemsize >= _FROM_SYSTEM:
         size = len(memory)
         del array

@@ -33,7 +33,7 @@ __all__ = ["Tape", "debug", "innermost", "open_tapes", "source_line"]
 _PACKAGE = str(Path(__file__).resolve().parent.parent) + os.sep
 _NOT_USERS = (
     _PACKAGE,
-    *(str(Path(module.__file__).resolve().parent) + os.sep for module in (np, numba)),  # type: ignore[type-var, arg-type]
+    *(str(Path(str(module.__file__)).resolve().parent) + os.sep for module in (np, numba)),
     str(contextlib.__file__),
     str(functools.__file__),
 )

@@ -114,6 +114,6 @@ def kernel(function):
 def primitive_kernel(signature, function):
     """Compile now (or load) a C function; `address` of the result can be called from any kernel."""
     c_function = CFunc(function, normalize_signature(signature), locals={}, options=dict(FLAGS))
-    c_function._cache = _KernelCache(function)  # type: ignore[attr-defined]
+    c_function._cache = _KernelCache(function)
     c_function.compile()
     return c_function

@@ -233,7 +233,7 @@ class FunctionActivity(CallEffects):
         index = self._read(expr.index_var) if expr.index_var is not None else PASSIVE
         return self._item(self._read(expr.value), index, expr.index, place)
 
-    def _item(self, base: Value, index: Value, static: Any, place: int) -> Value:
+    def _item(self, base: Value, index: Value, static: Any, place: Any) -> Value:
         if isinstance(base, Tuple):
             if isinstance(static, int) and -len(base.items) <= static < len(base.items):
                 return base.items[static]

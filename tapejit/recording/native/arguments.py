@@ -85,7 +85,7 @@ class Leaves:
         self.all.append(leaf)
         return len(self.all) - 1
 
-    def types(self, active: Sequence[bool] | None = None) -> list[types.Type]:
+    def kinds(self, active: Sequence[bool] | None = None) -> list[types.Type]:
         """The Numba type of each leaf."""
         return [self._type(leaf, active is not None and active[i]) for i, leaf in enumerate(self.all)]
 
@@ -138,7 +138,7 @@ class Leaves:
                 target.flags.writeable = False
         return cells
 
-    def source(self, i: int) -> np.ndarray:
+    def source(self, i: int) -> Any:
         leaf = self.all[i]
         return leaf.source if leaf.slots is not None else leaf.given
 
@@ -160,7 +160,7 @@ class Leaves:
 
 def _new_cells(leaf: Leaf) -> np.ndarray:
     like = leaf.source if isinstance(leaf.source, np.ndarray) else leaf.values
-    shape = np.shape(like) or (1,)
+    shape = (like.shape if like is not None else ()) or (1,)
     is_fortran = isinstance(like, np.ndarray) and like.flags.f_contiguous and not like.flags.c_contiguous
     return np.zeros(shape, CELL, order="F" if is_fortran else "C")
 

@@ -105,7 +105,7 @@ def _described(thing: Any, seen: dict[int, int]) -> Any:
 def _described_function(f: FunctionType, seen: dict[int, int]) -> Any:
     cells = [_described(cell.cell_contents, seen) for cell in f.__closure__ or ()]
     names = _names(f.__code__)
-    read = [(name, _described(f.__globals__[name], seen)) for name in sorted(names) if name in f.__globals__]
+    read: list[Any] = [(name, _described(f.__globals__[name], seen)) for name in sorted(names) if name in f.__globals__]
     # ``module.name``: which module is not told by the names, so all that fit.
     for module in [f.__globals__[name] for name in sorted(names) if isinstance(f.__globals__.get(name), ModuleType)]:
         if module.__name__.split(".")[0] not in _VERSIONED:

@@ -227,7 +227,7 @@ class CallEffects:
             return Scalar(cell) if reduces else Other(cell)
         return self._unknown_call([receiver, *arguments], place)
 
-    def _unknown(self, values: Iterable[Value], place: int) -> Value:
+    def _unknown(self, values: Iterable[Value], place: int) -> Other:
         """Something that may hold references to all of these."""
         other = Other(self.cell((place,)))
         for value in values:

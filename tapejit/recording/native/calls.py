@@ -60,10 +60,10 @@ def call(
     sources = list(originals) + list(arguments[len(originals) :])
     structure = [leaves.add(given, source) for given, source in zip(arguments, sources, strict=True)]
     named = {name: leaves.add(given, given) for name, given in keywords.items()}
-    kinds = leaves.types()
+    kinds = leaves.kinds()
     with translated(f, _positional(structure, named, kinds)):
         plan = plan_for(f, structure, named, leaves, kinds)
-        driver = driver_for(f, structure, named, leaves.types(plan.active) if plan.activates else kinds)
+        driver = driver_for(f, structure, named, leaves.kinds(plan.active) if plan.activates else kinds)
     cells: list[Any] = []
     try:
         with Session(tape, keeps_guards, f"compiled function {f.py_func.__name__}") as session:

@@ -216,15 +216,18 @@ def joined(values: Sequence[Value], cell_of: Callable[[tuple], Cell], key: tuple
         for value in values:
             absorb(scalar.cell, value)
         return scalar
-    if all(isinstance(value, Array) for value in values):
-        for value in values:
-            value.cell.unify(first.cell)
-        return Array(first.cell.root(), first.ndim if len({value.ndim for value in values}) == 1 else None)
-    if all(isinstance(value, Tuple) and len(value.items) == len(first.items) for value in values):
-        columns = zip(*(value.items for value in values), strict=True)
+    arrays = [value for value in values if isinstance(value, Array)]
+    if len(arrays) == len(values):
+        for array in arrays:
+            array.cell.unify(arrays[0].cell)
+        return Array(arrays[0].cell.root(), arrays[0].ndim if len({array.ndim for array in arrays}) == 1 else None)
+    tuples = [value for value in values if isinstance(value, Tuple)]
+    if len(tuples) == len(values) and len({len(value.items) for value in tuples}) == 1:
+        columns = zip(*(value.items for value in tuples), strict=True)
         return Tuple(tuple(joined(column, cell_of, (*key, i)) or PASSIVE for i, column in enumerate(columns)))
-    if all(isinstance(value, Iterated) for value in values):
-        return Iterated(joined([value.item for value in values], cell_of, (*key, "item")) or PASSIVE)
+    iterators = [value for value in values if isinstance(value, Iterated)]
+    if len(iterators) == len(values):
+        return Iterated(joined([value.item for value in iterators], cell_of, (*key, "item")) or PASSIVE)
     other = Other(cell_of(key))
     for value in values:
         absorb(other.cell, value)

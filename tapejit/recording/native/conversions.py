@@ -4,14 +4,24 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
+import numba
 from numba import types
 from numba.core import typing
 from numba.extending import intrinsic, overload
 from numba.np import npyimpl
 
 from tapejit.recording.native.active import active_float, build, call_named, parts
+from tapejit.sweeps.kernel import FLAGS
+from tapejit.sweeps.kernel import _KernelCache as KernelCache
 
-__all__ = ["lifted", "to_active", "values", "with_value"]
+__all__ = ["cells", "helper", "lifted", "to_active", "values", "with_value"]
+
+
+def helper(function):
+    """Compile a function that compiled code calls, once for all callers, and keep it with the kernels."""
+    dispatcher = numba.njit(no_cpython_wrapper=True, no_cfunc_wrapper=True, **FLAGS)(function)
+    dispatcher._cache = KernelCache(function)
+    return dispatcher
 
 
 def to_active(x):
@@ -42,7 +52,7 @@ def _has_floats(kind) -> bool:
     return kind.dtype == types.float64 if isinstance(kind, (types.List, types.Array)) else kind == types.float64
 
 
-def _elementwise(name: str, n_operands: int, generate, result_of):
+def _elementwise(name: str, n_operands: int, generate, result_of, keeps_layout: bool = True):
     """An intrinsic on scalars and arrays; `generate` builds one element of the operands' types and values."""
 
     class Kernel(npyimpl._Kernel):
@@ -59,19 +69,19 @@ def _elementwise(name: str, n_operands: int, generate, result_of):
     def typed(*kinds):
         result = result_of
         if isinstance(kinds[0], types.Array):
-            layout = "F" if all(kind.layout == "F" for kind in kinds) else "C"
+            layout = "F" if keeps_layout and all(kind.layout == "F" for kind in kinds) else "C"
             result = types.Array(result_of, kinds[0].ndim, layout)
         return typing.signature(result, *kinds), lower
 
     return typed
 
 
-_lift = _elementwise(
-    "lifted",
-    1,
-    lambda context, builder, kinds, args: context.cast(builder, args[0], kinds[0], active_float),
-    active_float,
-)
+def _cast(context, builder, kinds, args):
+    return context.cast(builder, args[0], kinds[0], active_float)
+
+
+_lift = _elementwise("lifted", 1, _cast, active_float)
+_copy = _elementwise("cells", 1, _cast, active_float, keeps_layout=False)
 _value = _elementwise(
     "values", 1, lambda context, builder, kinds, args: parts(context, builder, kinds[0], args[0])[0], types.float64
 )
@@ -89,6 +99,12 @@ _replace = _elementwise("with_value", 2, _with_value_of, active_float)
 def lifted(typingctx, x):
     """A number, or each of an array's, as an active one: on no tape, unless it is active already."""
     return _lift(x)
+
+
+@intrinsic
+def cells(typingctx, x):
+    """A contiguous active copy of an array, active or plain: what functions that are compiled once for all layouts take."""
+    return _copy(x)
 
 
 @intrinsic

@@ -14,7 +14,7 @@ from numba.np.numpy_support import is_nonelike
 
 from tapejit.recording.native.active import active_float, is_active_array
 from tapejit.recording.native.allocation import ACTIVE
-from tapejit.recording.native.conversions import lifted, values, with_value
+from tapejit.recording.native.conversions import cells, helper, lifted, values, with_value
 from tapejit.recording.native.numpy_functions import implements
 from tapejit.recording.native.reductions import length
 
@@ -26,72 +26,69 @@ def _is_matrix(kind) -> bool:
 # Gaussian elimination.
 
 
-@register_jitable
-def _is_zero(x):
-    """Whether a number is 0 and on no tape."""
-    return x._word == 0 and x._value == 0.0
+@helper
+def _factor(lu, completely):
+    """Put both factors into the matrix; gives the order of its rows and the sign of the permutation.
 
-
-@register_jitable
-def _pivot(lu, k, n_columns):
-    """Where the largest entry from (k, k) on stands, within so many columns."""
-    row, column, largest = k, k, -1.0
-    for i in range(k, lu.shape[0]):
-        for j in range(k, k + n_columns):
-            if abs(lu[i, j]._value) > largest:
-                row, column, largest = i, j, abs(lu[i, j]._value)
-    return row, column
-
-
-@register_jitable
-def _swap(lu, k, row, column):
-    for j in range(lu.shape[1]):
-        lu[k, j], lu[row, j] = lu[row, j], lu[k, j]
-    for i in range(lu.shape[0]):
-        lu[i, k], lu[i, column] = lu[i, column], lu[i, k]
-
-
-@register_jitable
-def _factored(a, completely):
-    """Both factors in one matrix, the order of its rows, and the sign of the permutation; pivots among the rows, or all entries."""
-    n = a.shape[0]
-    lu, order, sign = np.empty((n, n), ACTIVE), np.arange(n), 1.0
-    for i in range(n):
-        for j in range(n):
-            lu[i, j] = a[i, j]
+    Pivots are chosen in the column, or among all entries that are left.
+    """
+    n = lu.shape[0]
+    order, sign = np.arange(n), 1.0
     for k in range(n):
-        row, column = _pivot(lu, k, n - k if completely else 1)
-        _swap(lu, k, row, column)
+        row, column, largest = k, k, -1.0
+        for i in range(k, n):
+            for j in range(k, n if completely else k + 1):
+                if abs(lu[i, j]._value) > largest:
+                    row, column, largest = i, j, abs(lu[i, j]._value)
+        for j in range(n):
+            lu[k, j], lu[row, j] = lu[row, j], lu[k, j]
+        for i in range(n):
+            lu[i, k], lu[i, column] = lu[i, column], lu[i, k]
         order[k], order[row] = order[row], order[k]
         if (row != k) != (column != k):
             sign = -sign
-        if lu[k, k]._value == 0.0:
-            break  # the rest of the column is 0, or of the matrix
+        pivot = lu[k, k]
+        if pivot._value == 0.0:
+            break  # so is the rest of the column, or of the matrix
         for i in range(k + 1, n):
-            if not _is_zero(lu[i, k]):
-                lu[i, k] = lu[i, k] / lu[k, k]
+            if lu[i, k]._word != 0 or lu[i, k]._value != 0.0:
+                factor = lu[i, k] / pivot
+                lu[i, k] = factor
                 for j in range(k + 1, n):
-                    if not _is_zero(lu[k, j]):
-                        lu[i, j] = lu[i, j] - lu[i, k] * lu[k, j]
-    return lu, order, sign
+                    if lu[k, j]._word != 0 or lu[k, j]._value != 0.0:
+                        lu[i, j] = lu[i, j] - factor * lu[k, j]
+    return order, sign
+
+
+@helper
+def _substitute(lu, order, b, value):
+    """Solve for the columns of `b`; `value` is LAPACK's solution."""
+    n, m = b.shape
+    x = np.empty((n, m), ACTIVE)
+    for column in range(m):
+        for step in range(2 * n):
+            forward = step < n
+            i = step if forward else 2 * n - 1 - step
+            total = b[order[i], column] if forward else x[i, column]
+            for j in range(0 if forward else i + 1, i if forward else n):
+                y = x[j, column]
+                if (lu[i, j]._word != 0 or lu[i, j]._value != 0.0) and (y._word != 0 or y._value != 0.0):
+                    total = total - lu[i, j] * y
+            x[i, column] = total if forward else with_value(total / lu[i, i], value[i, column])
+    return x
 
 
 @register_jitable
-def _solved(lu, order, b, value, x):
-    """Solve for one right-hand side; `value` is LAPACK's solution, `x` takes the active one."""
-    n = lu.shape[0]
-    for i in range(n):
-        total = lifted(b[order[i]])
-        for j in range(i):
-            if not _is_zero(x[j]) and not _is_zero(lu[i, j]):
-                total = total - lu[i, j] * x[j]
-        x[i] = total
-    for i in range(n - 1, -1, -1):
-        total = x[i]
-        for j in range(i + 1, n):
-            if not _is_zero(lu[i, j]):
-                total = total - lu[i, j] * x[j]
-        x[i] = with_value(total / lu[i, i], value[i])
+def _solution(a, b, value):
+    """The active solution of several right-hand sides, in the layout of LAPACK's."""
+    lu = cells(a)
+    order, _ = _factor(lu, False)
+    x = _substitute(lu, order, cells(b), np.ascontiguousarray(value))
+    out = np.empty_like(value, ACTIVE)
+    for i in range(x.shape[0]):
+        for j in range(x.shape[1]):
+            out[i, j] = x[i, j]
+    return out
 
 
 @implements(np.linalg.solve)
@@ -102,39 +99,18 @@ def _solve(a, b):
 
         def impl(a, b):
             value = np.linalg.solve(values(a), values(b))
-            out = np.empty_like(value, ACTIVE)
-            lu, order, _ = _factored(a, False)
-            _solved(lu, order, b, value, out)
-            return out
+            n = b.size
+            return _solution(a, cells(b).reshape(n, 1), value.reshape(n, 1)).reshape(n)
 
         return impl
-
-    def impl(a, b):
-        value = np.linalg.solve(values(a), values(b))
-        out = np.empty_like(value, ACTIVE)
-        lu, order, _ = _factored(a, False)
-        for j in range(b.shape[1]):
-            _solved(lu, order, b[:, j], value[:, j], out[:, j])
-        return out
-
-    return impl
+    return lambda a, b: _solution(a, b, np.linalg.solve(values(a), values(b)))
 
 
 @implements(np.linalg.inv)
 def _inv(a):
     if not is_active_array(a) or not _is_matrix(a):
         return None
-
-    def impl(a):
-        value = np.linalg.inv(values(a))
-        out = np.empty_like(value, ACTIVE)
-        lu, order, _ = _factored(a, False)
-        identity = np.eye(a.shape[0])
-        for j in range(a.shape[0]):
-            _solved(lu, order, identity[j], value[:, j], out[:, j])
-        return out
-
-    return impl
+    return lambda a: _solution(a, np.eye(a.shape[0]), np.linalg.inv(values(a)))
 
 
 @implements(np.linalg.det)
@@ -145,7 +121,8 @@ def _det(a):
     def impl(a):
         value = np.linalg.det(values(a))
         # With pivots among all entries the product has the right derivative at singular matrices too.
-        lu, _, sign = _factored(a, True)
+        lu = cells(a)
+        _, sign = _factor(lu, True)
         product = lifted(sign)
         for i in range(a.shape[0]):
             product = product * lu[i, i]
@@ -161,13 +138,29 @@ def _slogdet(a):
 
     def impl(a):
         sign, value = np.linalg.slogdet(values(a))
-        lu, _, _ = _factored(a, True)
+        lu = cells(a)
+        _factor(lu, True)
         total = lifted(0.0)
         for i in range(a.shape[0]):
             total = total + np.log(abs(lu[i, i]))
         return sign, with_value(total, value)
 
     return impl
+
+
+@helper
+def _lower_factor(a, value):
+    n = a.shape[0]
+    out = np.zeros((n, n), ACTIVE)
+    for j in range(n):
+        for i in range(j, n):
+            total = a[i, j]
+            for k in range(j):
+                x, y = out[i, k], out[j, k]
+                if (x._word != 0 or x._value != 0.0) and (y._word != 0 or y._value != 0.0):
+                    total = total - x * y
+            out[i, j] = with_value(np.sqrt(total) if i == j else total / out[j, j], value[i, j])
+    return out
 
 
 @implements(np.linalg.cholesky)
@@ -177,15 +170,11 @@ def _cholesky(a):
 
     def impl(a):
         value = np.linalg.cholesky(values(a))
-        out = np.zeros_like(value, ACTIVE)
-        for j in range(a.shape[0]):
-            for i in range(j, a.shape[0]):
-                total = lifted(a[i, j])
-                for k in range(j):
-                    if not _is_zero(out[i, k]) and not _is_zero(out[j, k]):
-                        total = total - out[i, k] * out[j, k]
-                entry = np.sqrt(total) if i == j else total / out[j, j]
-                out[i, j] = with_value(entry, value[i, j])
+        factor = _lower_factor(cells(a), np.ascontiguousarray(value))
+        out = np.empty_like(value, ACTIVE)
+        for i in range(out.shape[0]):
+            for j in range(out.shape[1]):
+                out[i, j] = factor[i, j]
         return out
 
     return impl

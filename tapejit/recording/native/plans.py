@@ -43,7 +43,7 @@ def plan_for(
     return plan
 
 
-_plans: weakref.WeakKeyDictionary[Dispatcher, dict[tuple, tuple]] = weakref.WeakKeyDictionary()
+_plans: weakref.WeakKeyDictionary[Dispatcher, dict[tuple, list]] = weakref.WeakKeyDictionary()
 
 
 def _analysed(
@@ -79,11 +79,10 @@ def _analysed(
                 other.unify(shared[0])
         if arguments is not None:
             settle(lambda: _apply(program, f, arguments))
-        flags = [
+        plans[key] = [
             (any(c.is_active for c in cells_in(cells[i])), any(c.is_written for c in cells_in(cells[i])))
             for i in range(len(kinds))
         ]
-        plans[key] = tuple(flags)
     flags = plans[key]
     return Plan([active for active, _ in flags], [written for _, written in flags])
 

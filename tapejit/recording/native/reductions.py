@@ -19,7 +19,7 @@ from numba.np.numpy_support import is_nonelike
 from tapejit.ops import CODE
 from tapejit.recording.native.active import CELL, active_float, build, call_named, is_active_array
 from tapejit.recording.native.allocation import ACTIVE, check_dtype
-from tapejit.recording.native.conversions import lifted, values, with_value
+from tapejit.recording.native.conversions import cells, helper, lifted, values, with_value
 from tapejit.recording.native.numpy_functions import implements
 
 __all__ = ["length"]
@@ -272,51 +272,46 @@ implements(np.cumprod, method="cumprod")(_scan("np.cumprod", operator.mul, 1.0))
 # Products of vectors and matrices.
 
 
-@register_jitable
-def _inner(a, b):
-    """The sum of the products of two vectors."""
-    total = lifted(0.0)
-    if a.size:
-        total = lifted(a[0] * b[0])
-    for i in range(1, a.size):
-        total += a[i] * b[i]
-    return total
+@helper
+def _products(a, b, value):
+    """The products of the rows of two matrices; `value` is BLAS's."""
+    m, n, length = a.shape[0], b.shape[0], a.shape[1]
+    out = np.zeros((m, n), ACTIVE)
+    for i in range(m):
+        for j in range(n):
+            if length:
+                total = a[i, 0] * b[j, 0]
+                for k in range(1, length):
+                    total = total + a[i, k] * b[j, k]
+                out[i, j] = with_value(total, value[i, j])
+    return out
 
 
-@register_jitable
 def _vector_vector(a, b):
-    return with_value(_inner(a, b), np.dot(values(a), values(b)))
+    value = np.full((1, 1), np.dot(values(a), values(b)))
+    return _products(cells(a).reshape(1, a.size), cells(b).reshape(1, b.size), value)[0, 0]
 
 
-@register_jitable
 def _matrix_vector(a, b):
     value = np.dot(values(a), values(b))
-    out = np.empty(a.shape[0], ACTIVE)
-    for i in range(a.shape[0]):
-        out[i] = with_value(_inner(a[i], b), value[i])
-    return out
+    return _products(cells(a), cells(b).reshape(1, b.size), value.reshape(value.size, 1)).reshape(value.size)
 
 
-@register_jitable
 def _vector_matrix(a, b):
     value = np.dot(values(a), values(b))
-    out = np.empty(b.shape[1], ACTIVE)
-    for j in range(b.shape[1]):
-        out[j] = with_value(_inner(a, b[:, j]), value[j])
-    return out
+    return _products(cells(a).reshape(1, a.size), cells(b.T), value.reshape(1, value.size)).reshape(value.size)
 
 
-@register_jitable
 def _matrix_matrix(a, b):
-    value = np.dot(values(a), values(b))
-    out = np.empty((a.shape[0], b.shape[1]), ACTIVE)
-    for i in range(a.shape[0]):
-        for j in range(b.shape[1]):
-            out[i, j] = with_value(_inner(a[i], b[:, j]), value[i, j])
-    return out
+    return _products(cells(a), cells(b.T), np.dot(values(a), values(b)))
 
 
-_PRODUCTS = {(1, 1): _vector_vector, (2, 1): _matrix_vector, (1, 2): _vector_matrix, (2, 2): _matrix_matrix}
+_PRODUCTS = {
+    (1, 1): register_jitable(_vector_vector),
+    (2, 1): register_jitable(_matrix_vector),
+    (1, 2): register_jitable(_vector_matrix),
+    (2, 2): register_jitable(_matrix_matrix),
+}
 
 
 def _product(a, b):

@@ -208,8 +208,8 @@ class FunctionActivity(CallEffects):
             return self._unknown(items, place)  # tuples joined or repeated
         if all(isinstance(operand, (Passive, Known)) for operand in operands):
             return PASSIVE
-        if not is_comparison and any(isinstance(operand, (Other, Iterated, Method)) for operand in operands):
-            return self._unknown(operands, place)  # a list repeated or joined holds what the operands hold
+        if not is_comparison and not any(isinstance(operand, (Scalar, Array)) for operand in operands):
+            return self._unknown(operands, place)  # may be a list repeated or joined, which holds what the operands hold
         cell = self.cell((place,))
         if not is_comparison:
             for operand in operands:

@@ -5,12 +5,14 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import numba
+import numpy as np
 from numba import types
 from numba.core import typing
-from numba.extending import intrinsic, overload
+from numba.extending import intrinsic, overload, overload_method
 from numba.np import npyimpl
 
-from tapejit.recording.native.active import active_float, build, call_named, parts
+from tapejit.recording.native.active import ActiveFloat, active_float, build, call_named, is_active, parts
+from tapejit.recording.native.numpy_functions import implements
 from tapejit.sweeps.kernel import FLAGS
 from tapejit.sweeps.kernel import _KernelCache as KernelCache
 
@@ -117,3 +119,19 @@ def values(typingctx, x):
 def with_value(typingctx, x, value):
     """Active `x` with another primal, in its slot too: that of the library that the plain function calls."""
     return _replace(x, value)
+
+
+@overload_method(ActiveFloat, "item")
+def _item(x):
+    return lambda x: x
+
+
+@implements(np.conjugate)
+def _conjugate(x):
+    return (lambda x: lifted(x)) if is_active(x) else None
+
+
+@implements(np.finfo)
+def _limits(dtype):
+    is_active_dtype = isinstance(dtype, types.DType) and isinstance(dtype.dtype, ActiveFloat)
+    return (lambda dtype: np.finfo(np.float64)) if is_active_dtype or isinstance(dtype, ActiveFloat) else None

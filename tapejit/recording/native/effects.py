@@ -109,7 +109,7 @@ NEW_ARRAYS = _functions(
     "sort cumsum cumprod dot outer inner kron concatenate stack vstack hstack column_stack dstack append repeat tile diff roll triu tril "
     "percentile quantile vander convolve correlate cov corrcoef cross delete take copy select gradient ediff1d diag diagflat "
     "nancumsum nancumprod unique histogram bincount partition argpartition unwrap tri meshgrid",
-) | _functions(np.linalg, "solve inv cholesky pinv matrix_power")
+) | _functions(np.linalg, "solve inv cholesky pinv matrix_power svd qr eig eigh eigvals eigvalsh lstsq slogdet")
 COPYING_METHODS = set(
     "copy astype flatten sum mean std var prod max min ptp cumsum cumprod dot trace clip round repeat take conj conjugate item".split()
 )

@@ -27,17 +27,17 @@ def _is_matrix(kind) -> bool:
 
 
 @helper
-def _factor(lu, completely):
+def _factor(lu, n_columns):
     """Put both factors into the matrix; gives the order of its rows and the sign of the permutation.
 
-    Pivots are chosen in the column, or among all entries that are left.
+    Pivots are chosen among so many columns: among one, or among all entries that are left.
     """
     n = lu.shape[0]
     order, sign = np.arange(n), 1.0
     for k in range(n):
         row, column, largest = k, k, -1.0
         for i in range(k, n):
-            for j in range(k, n if completely else k + 1):
+            for j in range(k, min(k + n_columns, n)):
                 if abs(lu[i, j]._value) > largest:
                     row, column, largest = i, j, abs(lu[i, j]._value)
         for j in range(n):
@@ -82,7 +82,7 @@ def _substitute(lu, order, b, value):
 def _solution(a, b, value):
     """The active solution of several right-hand sides, in the layout of LAPACK's."""
     lu = cells(a)
-    order, _ = _factor(lu, False)
+    order, _ = _factor(lu, np.intp(1))
     x = _substitute(lu, order, cells(b), np.ascontiguousarray(value))
     out = np.empty_like(value, ACTIVE)
     for i in range(x.shape[0]):
@@ -122,7 +122,7 @@ def _det(a):
         value = np.linalg.det(values(a))
         # With pivots among all entries the product has the right derivative at singular matrices too.
         lu = cells(a)
-        _, sign = _factor(lu, True)
+        _, sign = _factor(lu, a.shape[0])
         product = lifted(sign)
         for i in range(a.shape[0]):
             product = product * lu[i, i]
@@ -139,7 +139,7 @@ def _slogdet(a):
     def impl(a):
         sign, value = np.linalg.slogdet(values(a))
         lu = cells(a)
-        _factor(lu, True)
+        _factor(lu, a.shape[0])
         total = lifted(0.0)
         for i in range(a.shape[0]):
             total = total + np.log(abs(lu[i, i]))

@@ -255,6 +255,18 @@ def push_select(condition_word, x_value, x_word, y_value, y_word, condition, val
     return _appended(header, number, _SELECT, lhs, rhs, value)
 
 
+_push_select = _inside(push_select)
+
+
+def push_choice(condition_word, x_value, x_word, y_value, y_word, condition, value):
+    """The word of ``x if condition else y``: a select where the condition was recorded, else that of the one chosen."""
+    if condition_word != 0:
+        return _push_select(condition_word, x_value, x_word, y_value, y_word, condition, value)
+    if condition != 0.0:
+        return x_word
+    return y_word
+
+
 def set_value(word, value):
     """Put another primal into a recorded slot: that of the library which computed the same number in another order."""
     if word <= 0:
@@ -280,6 +292,7 @@ _SIGNATURES = {
     push_compare: _I(_I, _D, _I, _D, _I, _D),
     push_integer: _I(_I, _I, _D),
     push_select: _I(_I, _D, _I, _D, _I, _D, _D),
+    push_choice: _I(_I, _D, _I, _D, _I, _D, _D),
     decide: _I(_I, _D),
     set_value: _I(_I, _D),
     stopped: _I(),

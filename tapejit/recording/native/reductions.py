@@ -49,19 +49,31 @@ def _from_zero(axis, n_dimensions):
     return axis % n_dimensions
 
 
-def _reduced(axis_type, n_dimensions: int, n_axes: int):
-    """A function that gives the shape without some axes, and strides that stay on an element along these."""
-    zeros, rest = (0,) * n_dimensions, (0,) * (n_dimensions - n_axes)
-    is_one = isinstance(axis_type, types.Integer)
+def _marked(axis_type, n_dimensions: int):
+    """A function that checks an axis argument, and marks the axes it names by ones."""
+    zeros = (0,) * n_dimensions
+    if isinstance(axis_type, types.Integer):
+        return register_jitable(lambda axis: tuple_setitem(zeros, _from_zero(axis, n_dimensions), 1))
 
     @register_jitable
-    def reduced(shape, axes):
+    def marked(axes):
         chosen = zeros
-        for i in range(n_axes):
-            axis = _from_zero(axes if is_one else axes[i], n_dimensions)
-            if chosen[axis]:
+        for axis in axes:
+            at = _from_zero(axis, n_dimensions)
+            if chosen[at]:
                 raise ValueError("duplicate value in 'axis'")
-            chosen = tuple_setitem(chosen, axis, 1)
+            chosen = tuple_setitem(chosen, at, 1)
+        return chosen
+
+    return marked
+
+
+def _reduced(n_dimensions: int, n_axes: int):
+    """A function that gives the shape without the marked axes, and strides that stay on an element along these."""
+    zeros, rest = (0,) * n_dimensions, (0,) * (n_dimensions - n_axes)
+
+    @register_jitable
+    def reduced(shape, chosen):
         kept, strides, at, stride = rest, zeros, len(rest), CELL_BYTES
         for axis in range(n_dimensions - 1, -1, -1):
             if not chosen[axis]:
@@ -101,17 +113,18 @@ def _sum(a, axis=None, dtype=None):
     n_axes = 1 if isinstance(axis, types.Integer) else len(axis)
     if n_axes == 0:
         return lambda a, axis=None, dtype=None: a.copy()
-    reduced = _reduced(axis, a.ndim, n_axes)
+    marked = _marked(axis, a.ndim)
     if n_axes >= a.ndim:
 
         def impl(a, axis=None, dtype=None):
-            reduced(a.shape, axis)  # checks the axes
+            marked(axis)
             return np.sum(a)
 
         return impl
+    reduced = _reduced(a.ndim, n_axes)
 
     def impl(a, axis=None, dtype=None):
-        shape, strides = reduced(a.shape, axis)
+        shape, strides = reduced(a.shape, marked(axis))
         total = np.zeros(shape, ACTIVE)
         everywhere = _spread(total, a.shape, strides)
         everywhere += a  # in the order of Numba's loops, one addend after the other
@@ -240,7 +253,7 @@ def _scan(name: str, combine, first: float):
         def impl(a, axis=None, dtype=None):
             out = np.empty(a.shape, ACTIVE)
             items, results = axis_first(a, axis), axis_first(out, axis)
-            results[:1] = combine(lifted(first), items[:1])
+            ufunc(items[:1], lifted(first), results[:1])
             ufunc(results[:-1], items[1:], results[1:])  # each from the one before, which is written already
             return out
 

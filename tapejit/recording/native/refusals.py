@@ -75,12 +75,8 @@ def _in_words(f: Dispatcher, error: Exception) -> TapejitError:
     where = _place(text, f)
     if found := _OURS.search(text):
         return UnsupportedError(f"{found['message']} ({where})")
-    for sign, what in (
-        ("jitclass", "jitclass instances"),
-        ("Record(", "structured records"),
-        ("record(", "structured records"),
-    ):
-        if sign in text and "setitem" not in text.split("found for signature")[0]:
+    for sign, what in ((r"jitclass\.\w+#", "jitclass instances"), (r"\b[Rr]ecord\(", "structured records")):
+        if re.search(sign, text) and "setitem" not in text.split("found for signature")[0]:
             return UnsupportedError(f"{what} cannot hold active values ({where}); pass arrays and numbers")
     if found := _CAST.search(text):
         return PassiveConversionError(_no_room(found["kind"], where))

@@ -22,7 +22,7 @@ from numba.typed import Dict, List
 from tapejit.errors import UnsupportedError
 from tapejit.recording.native.active import active_float
 from tapejit.recording.native.activity import FunctionActivity, Program
-from tapejit.recording.native.cells import Array, Known, Method, Other, Tuple, cells_in, is_active
+from tapejit.recording.native.cells import Array, Known, Method, Other, Scalar, Tuple, cells_in, is_active
 from tapejit.recording.native.effects import ALLOCATORS
 from tapejit.recording.native.frontend import compiled_form, untyped_ir
 from tapejit.recording.native.session import poll
@@ -113,7 +113,7 @@ class _Rewriter:
             self._attribute(statement)
         elif isinstance(value, ir.Expr) and value.op == "call":
             self._called(statement, out, block)
-        elif isinstance(value, ir.Expr) and value.op in ("build_list", "build_set"):
+        elif isinstance(value, ir.Expr) and value.op in ("build_list", "build_tuple"):
             self._listed(statement, out, block)
         elif isinstance(value, ir.Yield):
             raise UnsupportedError(
@@ -182,27 +182,26 @@ class _Rewriter:
         expr.args = arguments
 
     def _listed(self, statement: ir.Assign, out: list, block: ir.Block) -> None:
-        """A list that active numbers reach starts with active ones: its type is that of its first elements."""
+        """A list or tuple with active numbers has active ones only: plain ones among them would give it another type."""
         from tapejit.recording.native.tables import to_active
 
+        expr = statement.value
         value = self._activity.value(statement.target.name)
+        known = [self._activity.value(item.name) for item in expr.items]
         if value is None or not is_active(value):
             return
+        if expr.op == "build_tuple" and not any(isinstance(item, Scalar) and is_active(item) for item in known):
+            return
         items = []
-        for item in statement.value.items:
-            known = self._activity.value(item.name)
-            if known is None or not is_active(known) and not isinstance(known, Known):
-                active = ir.Var(block.scope, mk_unique_var(f"{item.name}.active"), statement.loc)
-                self._call(out, to_active, [item], statement.loc, block.scope, active)
-                item = active
-            elif isinstance(known, Known) and isinstance(known.thing, float):
+        for item, kind in zip(expr.items, known, strict=True):
+            is_float = isinstance(kind, Known) and isinstance(kind.thing, float)
+            if is_float or isinstance(kind, Scalar) and not is_active(kind):
                 active = ir.Var(block.scope, mk_unique_var(f"{item.name}.active"), statement.loc)
                 self._call(out, to_active, [item], statement.loc, block.scope, active)
                 item = active
             items.append(item)
-        statement.value = (
-            ir.Expr.build_list(items, statement.loc) if statement.value.op == "build_list" else statement.value
-        )
+        make = ir.Expr.build_list if expr.op == "build_list" else ir.Expr.build_tuple
+        statement.value = make(items, expr.loc)
 
     def _stub(self, function: Any, statement: ir.Assign, active: bool, functions: dict) -> Any:
         from tapejit.recording.native.tables import ALLOCATORS as ACTIVE_ALLOCATORS
@@ -217,6 +216,8 @@ class _Rewriter:
             return None
         if active and function in (np.float64, types.float64):
             return float
+        if active and function in (np.int64, np.intp, types.int64, types.intp):
+            return int
         return None
 
     def _receiver(self, variable: ir.Var) -> ir.Var | None:

@@ -68,7 +68,8 @@ TO_INTEGER = {
     math.ceil: "ceil",
     math.trunc: "trunc",
 }
-EXTREMES = {builtins.max: "maximum", builtins.min: "minimum"}
+# By which comparison the later operand replaces the earlier one, as in Python.
+EXTREMES = {builtins.max: "greater", builtins.min: "less"}
 
 
 def functions_of(op: Op) -> tuple[Callable, ...]:
@@ -107,6 +108,8 @@ def _template(function, result_of, arities) -> None:
                 return None
             _, plain = _plain_signature(self.context, function, args)
             result = result_of(plain.return_type) if plain is not None else None
+            if isinstance(result, types.Integer) and any(isinstance(arg, ActiveFloat) for arg in args):
+                result = plain.return_type if function in TO_INTEGER else None
             return typing.signature(result, *args) if result is not None else None
 
     ActiveTemplate.__name__ = f"active_{getattr(function, '__name__', 'function')}"
@@ -151,7 +154,14 @@ def _lower(function, arity, generate) -> None:
 
 
 def _to_active(plain):
-    return active_float if plain == types.float64 else None
+    return active_float if plain == types.float64 else plain if isinstance(plain, types.Integer) else None
+
+
+def _counted(context, builder, function, signature, args):
+    """Arithmetic of truth values and integers, which gives an integer: decisions."""
+    decided = [types.boolean if isinstance(kind, ActiveBool) else kind for kind in signature.args]
+    values = [context.cast(builder, arg, *kinds) for arg, *kinds in zip(args, signature.args, decided, strict=True)]
+    return _plain_value(context, builder, function, typing.signature(signature.return_type, *decided), values)[1]
 
 
 def _arithmetic(op: Op, function: Callable) -> None:
@@ -160,6 +170,8 @@ def _arithmetic(op: Op, function: Callable) -> None:
     is_power = op.name == "power"
 
     def generate(context, builder, signature, args):
+        if not isinstance(signature.return_type, ActiveFloat):
+            return _counted(context, builder, function, signature, args)
         _, value, pairs = _plain_value(context, builder, function, signature, args)
         if is_power:
             word = call_named(builder, "push_power", [*pairs[0], *pairs[1], value])
@@ -173,10 +185,11 @@ def _arithmetic(op: Op, function: Callable) -> None:
     _lower(function, op.arity, generate)
 
 
-def _watched(context, builder, words, record):
-    """Call `record` where some tape keeps guards or an operand is poison; the word it gives, else 0."""
+def _watched(context, builder, words, record, otherwise=None):
+    """Call `record` where some tape keeps guards or an operand is poison; the word it gives, else `otherwise`, or 0."""
     flag = builder.load(builder.gep(symbol(builder.module, "tapejit_flags", _INT64), [ir.Constant(_INT64, WATCHING)]))
-    word = cgutils.alloca_once_value(builder, ir.Constant(_INT64, 0))
+    word = cgutils.alloca_once(builder, _INT64)
+    builder.store(ir.Constant(_INT64, 0) if otherwise is None else otherwise, word)
     negative = builder.ashr(reduce(builder.or_, words), ir.Constant(_INT64, 63))
     rare = builder.icmp_signed("!=", builder.or_(flag, negative), ir.Constant(_INT64, 0))
     with builder.if_then(rare, likely=False):
@@ -219,10 +232,14 @@ def _to_integer(name: str, function: Callable) -> None:
 
     _template(function, lambda plain: plain if isinstance(plain, types.Integer) else None, (1,))
     lower_builtin(function, ActiveFloat)(generate)
+    lower_builtin(function, ActiveBool)(lambda *call: _counted(call[0], call[1], function, *call[2:]))
 
 
 def _extreme(name: str, function: Callable) -> None:
-    """``max`` and ``min`` of several scalars: pairs, from the left, as Numba does it."""
+    """``max`` and ``min`` of several scalars: pairs, from the left, as Numba does it. The result is one of the operands.
+
+    So is its derivative; for replays the choice is recorded, and needs no guard.
+    """
 
     class ActiveTemplate(AbstractTemplate):
         key = function
@@ -244,8 +261,16 @@ def _extreme(name: str, function: Callable) -> None:
         plain = context.get_function(compare, typing.signature(types.boolean, types.float64, types.float64))
 
         def pair(x, y):
-            value = builder.select(plain(builder, (y[0], x[0])), y[0], x[0])
-            return value, call_named(builder, "push_two", [ir.Constant(_INT64, CODE[name]), *x, *y, value])
+            takes_y = plain(builder, (y[0], x[0]))
+            value = builder.select(takes_y, y[0], x[0])
+
+            def record():
+                outcome = context.cast(builder, takes_y, types.boolean, types.float64)
+                condition = call_named(builder, "push_compare", [ir.Constant(_INT64, CODE[name]), *y, *x, outcome])
+                return call_named(builder, "push_choice", [condition, *y, *x, outcome, value])
+
+            chosen = builder.select(takes_y, y[1], x[1])
+            return value, _watched(context, builder, [x[1], y[1]], record, chosen)
 
         return build(context, builder, *reduce(pair, pairs))
 
@@ -255,6 +280,9 @@ def _extreme(name: str, function: Callable) -> None:
 def _identity(function: Callable) -> None:
     _template(function, _to_active, (1,))
     lower_builtin(function, ActiveFloat)(lambda context, builder, signature, args: args[0])
+    lower_builtin(function, ActiveBool)(
+        lambda context, builder, signature, args: context.cast(builder, args[0], active_bool, active_float)
+    )
 
 
 def register(op: Op) -> None:

@@ -275,3 +275,20 @@ def _interp(x, xp, fp):
         return out
 
     return impl
+
+
+# Rounding, of which every derivative is 0.
+
+
+@implements(np.round, np.around)
+def _round(a, decimals=0, out=None):
+    if not is_active(a) or not is_nonelike(out):
+        return None
+
+    def impl(a, decimals=0, out=None):
+        if decimals == 0:
+            return np.rint(a)
+        scale = 10.0**decimals
+        return with_value(np.rint(a * scale) / scale, np.round(values(a), decimals))
+
+    return impl

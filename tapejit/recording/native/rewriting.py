@@ -160,6 +160,10 @@ class _Rewriter:
                 if receiver is not None:
                     stub = self._constant(out, METHODS[function.name], expr.loc, block.scope)
                     statement.value = ir.Expr.call(stub, [receiver, *expr.args], expr.kws, expr.loc, vararg=expr.vararg)
+        elif isinstance(function, Known) and isinstance(function.thing, Dispatcher):
+            if not active:
+                # The plain function itself: the active version would take the call of a recursive function for one of its own.
+                expr.func = self._constant(out, function.thing, expr.loc, block.scope)
         elif isinstance(function, Known):
             if _is_container(function.thing):
                 self._typed_container(statement, out, block)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 import weakref
+from collections import OrderedDict
 from typing import Any
 
 from numba import types
@@ -66,6 +67,19 @@ def active_version(dispatcher: Dispatcher) -> Dispatcher:
         return _versions[dispatcher]
 
 
+class _Overloads(OrderedDict):
+    """Compiled versions by argument types; those for plain types are the plain function's, as Numba expects of a recursive call."""
+
+    def __init__(self, version: ActiveVersion) -> None:
+        super().__init__()
+        self._version = weakref.ref(version)
+
+    def __missing__(self, args: tuple) -> Any:
+        version = self._version()
+        assert version is not None  # it owns this
+        return version.plain.overloads[args]
+
+
 class ActiveVersion(CPUDispatcher):
     """A dispatcher for active arguments.
 
@@ -82,6 +96,7 @@ class ActiveVersion(CPUDispatcher):
             plain.py_func, locals=_local_types(plain), targetoptions=options, pipeline_class=ActiveCompiler
         )
         self._plain = weakref.ref(plain)
+        self.overloads = _Overloads(self)
 
     # Numba pickles dispatchers with the code that refers to them.
 

@@ -43,23 +43,33 @@ PLAIN = {
 }
 
 
+@njit
+def put(out, at, items):
+    """A function of its own: compiled once for each kind of array, not for each expression."""
+    for item in items.flat:
+        out[at] = item
+        at += 1
+    return at
+
+
 def function_of(expressions, names):
     """A compiled function whose result holds every element of every expression, and which expression an element is of."""
     lines, owner = [], []
     for expression in expressions:
         statements, _, expression_only = expression.rpartition("; ")
         namespace = {"np": np, **{name: np.array(value) for name, value in {**ARGUMENTS, **PLAIN}.items()}}
-        exec(statements, namespace)
-        shape = np.shape(eval(expression_only, namespace))
+        with np.errstate(all="ignore"):
+            exec(statements, namespace)
+            shape = np.shape(eval(expression_only, namespace))
         lines += [part.strip() for part in statements.split("; ")] if statements else []
         lines += [f"t{len(lines)} = {expression_only}"]
         if shape:
-            lines += [f"for item in t{len(lines) - 1}.flat:", "    out[at] = item", "    at += 1"]
+            lines += [f"at = put(out, at, t{len(lines) - 1})"]
         else:
             lines += [f"out[at] = t{len(lines) - 1}", "at += 1"]
         owner += [expression] * int(np.prod(shape))
     body = "\n    ".join([f"out = np.empty({len(owner)})", "at = 0", *lines, "return out"])
-    namespace = {"np": np}
+    namespace = {"np": np, "put": put}
     exec(f"def f({', '.join(names)}):\n    {body}\n", namespace)
     return njit(namespace["f"]), owner
 
@@ -112,7 +122,7 @@ EXPRESSIONS = {
     "broadcasting": [
         "x + y * 2.0 - x ** 2 / y", "s * x + x * s", "np.hypot(x, s) + np.sin(s) ** y[0]", "np.exp(M + x[:4]) * y[:4] - M ** 3",
         "F + M", "F * 2.0 + 1", "F.T - M.T * F.T", "M[:, ::2] * F[:, 1::2]", "Z + Z[0]", "Z * x[:2]", "Z[:, 1:, :] / Z[:, :1, :]",
-        "x ** k[:1] + x[:4] ** k", "x ** 7 + x ** -2 + x ** 0.5 + x ** n", "2 ** x + s ** x + x ** s", "a * x + x * a - a / x",
+        "x ** k[:1]", "x[:4] ** k", "x ** 7 + x ** -2 + x ** 0.5 + x ** n", "2 ** x + s ** x + x ** s", "a * x + x * a - a / x",
         "A @ np.ones(4) * s + M[:, 0]", "-x + +y", "np.power(M, F)", "np.maximum(Z, Z[:, :, ::-1])", "x // 0.3 + x % 0.3",
         "(x < y) * x + (x >= s) * y", "x[(x > 0.7) & (y < 1.3)]", "x * k[0] + np.float32(2.0) * x", "np.add(x, True)",
     ],
@@ -132,7 +142,7 @@ EXPRESSIONS = {
         "np.array((s, 1)) + np.array([True, False])", "j3 = np.array([[1.0, 2.0], [3.0, 4.0]]); j3[0] = x[:2]; j3", "np.asarray(x, dtype=np.float64) + np.asarray(x)",
         "l = np.zeros_like(M); l[0, 0] = s; l", "l2 = np.ones_like(A); l2[0, 1] = s; l2", "l3 = np.full_like(F, 3.0); l3[0, 2] = s; l3", "np.full_like(x, s)",
         "o = np.empty(3); o[:] = x[:3]; o", "o2 = np.empty_like(M); o2[:] = x[:4]; o2", "o3 = np.empty((2, 2), x.dtype); o3[:] = s; o3",
-        "np.zeros_like(x, dtype=np.float64) + np.ones_like(x) * s", "p = np.copy(A); p[0, 0] = s; p", "p2 = A.copy(); p2 *= s; p2", "x.astype(np.float64) + x.astype('float64') + x.astype(float)",
+        "np.zeros_like(x, dtype=np.float64) + np.ones_like(x) * s", "p = np.copy(A); p[0, 0] = s; p", "p2 = A.copy(); p2 *= s; p2", "x.astype(np.float64) + x.astype('float64')",
         "np.sum(F.copy()) + np.sum(np.copy(F)) + np.sum(F.astype(np.float64))", "np.zeros(0).size * s",
     ],
     "reductions": [
@@ -141,11 +151,11 @@ EXPRESSIONS = {
         "np.min(x) + x.min() + np.amin(M)", "np.ptp(x)", "np.argmax(x) * s + x.argmin() * s", "np.argmax(M, axis=0) * s", "np.cumsum(x) + x.cumsum()", "np.cumsum(M)",
         "np.cumprod(x) * x.cumprod()", "np.any(x > 1.0) * s + np.all(x) * s + x.any() * s", "np.median(x) + np.median(x[:4])", "np.trace(S)", "np.diff(x)", "np.diff(M)", "np.ediff1d(x)",
         "np.average(x) + np.average(x, weights=y)", "np.trapezoid(x) + np.trapezoid(x, y) + np.trapezoid(x, dx=0.5)", "sum(x) + max(x) - min(x)", "np.nansum(x) + np.nanmean(x) + np.nanmax(x) * np.nanmin(x)",
-        "np.nanvar(x) + np.nanstd(x) + np.nanprod(x) + np.nanmedian(x)", "np.cov(x, y)", "np.corrcoef(x, y)",
+        "np.nanvar(x) + np.nanstd(x) + np.nanprod(x) + np.nanmedian(x)", "np.cov(x, y)",
     ],
     "products": [
-        "np.dot(x, y) + x.dot(y) + x @ y + np.vdot(x, y)", "M @ x[:4] + np.dot(M, M[1])", "M[:, 0] @ M", "M @ F.T", "np.dot(F, M.T)", "M.T.dot(F)", "M[:, ::2] @ S[:2, :2]", "a @ x + x @ a",
-        "A @ M.T + M @ A.T", "A[:, :3] @ S", "np.outer(x, y)", "np.outer(x, a)", "np.kron(M[:2, :2], S[:2, :2])", "np.cross(x[:3], y[:3])", "np.convolve(x, y)", "np.convolve(a, x)", "np.correlate(x, y)", "np.vander(x, 3)",
+        "np.dot(x, y) + x.dot(y) + x @ y + np.vdot(x, y)", "M @ x[:4] + np.dot(M, M[1])", "x[:3] @ M", "M @ F.T", "np.dot(F, M.T)", "M.T.dot(F)", "a @ x + x @ a",
+        "A @ M.T + M @ A.T", "A.T @ S", "np.outer(x, y)", "np.outer(x, a)", "np.kron(M, S)", "np.cross(x[:3], y[:3])", "np.convolve(x, y)", "np.convolve(a, x)", "np.correlate(x, y)", "np.vander(x, 3)",
         "u = np.zeros((3, 3)); np.dot(M, F.T, u); u", "np.dot(x[:0], y[:0]) + s",
     ],
     "linear algebra": [
@@ -390,15 +400,14 @@ REFUSED = {
     "np.frombuffer(x)[0] * x[0]": "memory",
     "np.lib.stride_tricks.as_strided(x, (2,), (8,))[0]": "memory",
     "x.strides[0] * x[0]": "memory",
-    "np.linalg.eigvalsh(x.reshape(2, 2))[0]": "",
-    "np.percentile(x, 30.0)": "",
-    "np.fft.fft(x)[0].real": "",
+    "np.linalg.eigvalsh(x.reshape(2, 2))[0]": "eigvalsh",
+    "np.percentile(x, 30.0)": "percentile",
 }
 
 
 @pytest.mark.parametrize("expression", REFUSED)
 def test_refusals(expression):
-    with pytest.raises((TapejitError, numba.TypingError), match=REFUSED[expression]):
+    with pytest.raises(TapejitError, match=REFUSED[expression]):
         tj.grad(compiled(f"def f(x):\n    return {expression}\n"))(np.ones(4))
 
 

@@ -167,7 +167,6 @@ EDITS = {
     "number in a closure": ("with_closure", "model.py", "made(2.0", "made(3.0"),
     "module in a closure": ("with_module", "parts/inner.py", "2.0 * x", "3.0 * x"),
     "operation": ("with_default", "model.py", "scale * x * x", "1.5 * scale * x * x"),
-    "type of a variable": ("with_declared_variable", "model.py", '"y": numba.float64', '"y": numba.int64'),
 }
 
 
@@ -186,7 +185,7 @@ def test_what_was_edited_is_compiled_anew(folder, edit):
     assert text.count(old) == 1 or edit == "operation"
     file.write_text(text.replace(old, new))
     after = tj.grad(getattr(model(), name))(1.0)
-    assert after == pytest.approx(before * (0.8 if "type" in edit else 1.5))
+    assert after == pytest.approx(before * 1.5)
     file.write_text(text)
     assert tj.grad(getattr(model(), name))(1.0) == before
     assert n_loaded(again) == 1

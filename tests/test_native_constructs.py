@@ -568,6 +568,18 @@ def test_typed_list_as_argument():
     agrees(f, X, numba.typed.List([1.0, 2.0, 3.0, 4.0, 5.0]))
 
 
+def test_typed_list_of_arrays():
+    @njit
+    def f(x):
+        rows = numba.typed.List()
+        rows.append(np.zeros(2))
+        rows.append(x)
+        rows[0][1] = 2.0 * x[1]
+        return rows[0][1] * rows[1][0]
+
+    agrees(f, X)
+
+
 def test_tuples_of_active_values():
     @njit
     def rotated(point, c, s):
@@ -1035,6 +1047,35 @@ def test_work_array_argument():
         return (work * work).sum() * counts[1]
 
     agrees(f, X, np.full(5, 9.0), np.zeros(3, np.int64))
+
+
+def test_work_array_in_a_tuple():
+    @njit
+    def f(x, arrays):
+        work, table = arrays
+        work[0] = x[0] * table[1]
+        return work[0] * work[1]
+
+    agrees(f, X, (np.ones(3), np.arange(3.0)))
+
+
+def test_arrays_under_several_names():
+    @njit
+    def chosen(a, b, first):
+        return a if first else b
+
+    @njit
+    def f(x, first):
+        a, b, rows = np.zeros(2), np.ones(2), [np.zeros(2), np.ones(2)]
+        c = a if first else b
+        c[0] = x[0]
+        chosen(a, b, first)[1] = x[1] * x[2]
+        d = rows[1]
+        d[0] = x[3]
+        return (a[0] + 2.0 * b[0]) * (a[1] + 3.0 * b[1]) + rows[1][0] * x[4] + rows[0][0]
+
+    agrees(f, X, True)
+    agrees(f, X, False)
 
 
 def test_work_array_keeps_what_was_not_written():

@@ -67,11 +67,12 @@ class Program:
         activity = self._known[key]
         if key not in self._running and activity.read_at != Cell.changes:
             self._running.add(key)
+            before = Cell.changes
             try:
                 activity.round()
             finally:
                 self._running.discard(key)
-            activity.read_at = Cell.changes
+            activity.read_at = before
         return Summary(activity.parameters, activity.result)
 
 
@@ -93,7 +94,7 @@ class FunctionActivity(CallEffects):
         self._attributes: dict[tuple, Any] = {}
         self.parameters: Sequence[Value] = parameters or ()
         self.result: Value | None = None
-        self.read_at = -1  # what was known when it was last read
+        self.read_at = -1  # what was known before it was last read
 
     def take(self, parameters: Sequence[Value]) -> None:
         self.parameters = parameters
@@ -255,7 +256,7 @@ class FunctionActivity(CallEffects):
         if static is not None and not isinstance(index, Tuple):
             kinds = [_static_kind(part) for part in (static if isinstance(static, tuple) else (static,))]
         if base.ndim is None or "unknown" in kinds:
-            return Other(base.cell)
+            return Array(base.cell, None)
         ndim = base.ndim - kinds.count("number") + kinds.count("new")
         if ndim == 0 and "array" not in kinds:
             scalar = Scalar(self.cell((place,)))

@@ -66,7 +66,7 @@ def _allocating(implementation: FunctionType | None) -> FunctionType | None:
 # Checked by tests/test_native_arrays.py, with NaN where the function knows it; the methods where arrays have them.
 _METHODS = "argmax argmin searchsorted"
 _FUNCTIONS = (
-    "append average convolve corrcoef correlate cov cross diagflat digitize ediff1d median nanargmax nanargmin nanmax nanmean nanmedian "
+    "append average convolve correlate cov cross diagflat digitize ediff1d fill_diagonal median nanargmax nanargmin nanmax nanmean nanmedian "
     "nanmin nanprod nanstd nansum nanvar nan_to_num partition select sinc sort trace trapezoid trapz tril triu unwrap vander"
 )
 for _name in _METHODS.split():

@@ -8,6 +8,7 @@ versions of tapejit, Numba, llvmlite and Python. What cannot be digested is comp
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Sequence
 from types import CodeType, FunctionType, ModuleType
@@ -38,9 +39,9 @@ def wants_cache(f: Dispatcher) -> bool:
     return not isinstance(f._cache, caching.NullCache)
 
 
-def digest(functions: Sequence[Dispatcher]) -> str | None:
-    """A name for everything that the compiled code of these functions depends on; None if that cannot be told."""
-    hashed = hashlib.sha256(repr((fingerprint(NATIVE), np.__version__)).encode())
+def digest(functions: Sequence[Dispatcher], driver: str) -> str | None:
+    """A name for everything that the compiled code of these functions and of their driver depends on; None if that cannot be told."""
+    hashed = hashlib.sha256(repr((fingerprint(NATIVE), np.__version__, driver)).encode())
     for op in ops.USER:
         hashed.update(repr((op.name, op.value, op.partials)).encode())
     try:
@@ -80,7 +81,8 @@ def _described(thing: Any, seen: dict[int, int]) -> Any:
         seen[id(thing)] = len(seen)
         options = sorted((name, repr(given)) for name, given in thing.targetoptions.items())
         declared = [] if thing._can_compile else [str(signature) for signature in thing.nopython_signatures]
-        return ("compiled", options, declared, _described_function(thing.py_func, seen))
+        variables = sorted((name, str(kind)) for name, kind in thing.locals.items())
+        return ("compiled", options, declared, variables, _described_function(thing.py_func, seen))
     if isinstance(thing, FunctionType):
         seen[id(thing)] = len(seen)
         return _described_function(thing, seen)
@@ -97,31 +99,26 @@ def _described(thing: Any, seen: dict[int, int]) -> Any:
             module,
             getattr(thing, "__qualname__", None) or getattr(thing, "__name__", None) or repr(type(thing)),
         )
-    if isinstance(thing, ModuleType):
-        return ("module", thing.__name__)
     raise _Opaque(repr(thing))
 
 
 def _described_function(f: FunctionType, seen: dict[int, int]) -> Any:
-    cells = [_described(cell.cell_contents, seen) for cell in f.__closure__ or ()]
     names = _names(f.__code__)
-    read: list[Any] = [(name, _described(f.__globals__[name], seen)) for name in sorted(names) if name in f.__globals__]
-    # ``module.name``: which module is not told by the names, so all that fit.
-    for module in [f.__globals__[name] for name in sorted(names) if isinstance(f.__globals__.get(name), ModuleType)]:
-        if module.__name__.split(".")[0] not in _VERSIONED:
-            read += [
-                (module.__name__, name, _described(vars(module)[name], seen))
-                for name in sorted(names)
-                if name in vars(module)
-            ]
-    return (
-        "function",
-        f.__qualname__,
-        _described_code(f.__code__, seen),
-        _described(f.__defaults__, seen),
-        cells,
-        read,
-    )
+    cells = [_described_name(cell.cell_contents, names, seen) for cell in f.__closure__ or ()]
+    read = [(name, _described_name(f.__globals__[name], names, seen)) for name in sorted(names & f.__globals__.keys())]
+    code = _described_code(f.__code__, seen)
+    return ("function", f.__qualname__, code, _described(f.__defaults__, seen), cells, read)
+
+
+def _described_name(thing: Any, names: set[str], seen: dict[int, int]) -> Any:
+    """What a name stands for. Of a module, all that the function could mean by ``module.name``: bytecode names it apart from the module."""
+    if not isinstance(thing, ModuleType) or thing.__name__.split(".")[0] in _VERSIONED:
+        return _described(thing, seen)
+    if id(thing) in seen:
+        return ("seen", seen[id(thing)])
+    seen[id(thing)] = len(seen)
+    found = sorted(names & vars(thing).keys())
+    return ("module", thing.__name__, *((name, _described_name(vars(thing)[name], names, seen)) for name in found))
 
 
 def _described_code(code: CodeType, seen: dict[int, int]) -> Any:
@@ -176,6 +173,22 @@ class _CacheImpl(caching.CompileResultCacheImpl):
 
 class _FunctionCache(caching.FunctionCache):
     _impl_class = _CacheImpl
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        """What is on disk; None where nothing is, or nothing that can be read."""
+        try:
+            return super().load_overload(sig, target_context)
+        except Exception:  # a damaged pickle raises anything
+            return None
+
+    def save_overload(self, sig: Any, data: Any) -> None:
+        """Keep it for the next process; a damaged index is replaced, and where nothing can be written nothing is."""
+        try:
+            super().save_overload(sig, data)
+        except Exception:
+            with contextlib.suppress(Exception):
+                self.flush()
+                super().save_overload(sig, data)
 
 
 def driver_cache(driver: FunctionType, name: str) -> caching.FunctionCache | None:

@@ -35,6 +35,7 @@ from tapejit.recording.native.effects import (
     PASSIVE_METHODS,
     PASSIVE_RESULTS,
     REDUCTIONS,
+    SAME_NDIM,
     STORING_METHODS,
     TAKING_METHODS,
     VIEW_METHODS,
@@ -75,7 +76,7 @@ class CallEffects:
         if is_in(function, ALLOCATORS):
             return self._allocated(function, arguments, keywords, place)
         if is_in(function, PASSIVE_RESULTS):
-            return self._passive_result(every, place)
+            return self._passive_result(every, place, is_in(function, SAME_NDIM))
         if is_in(function, VIEWS):
             return self._viewed(function, arguments, place)
         if function is slice:
@@ -126,9 +127,12 @@ class CallEffects:
             else None,
         )
 
-    def _passive_result(self, values: list[Value], place: int) -> Value:
+    def _passive_result(self, values: list[Value], place: int, same_ndim: bool = False) -> Value:
         arrays = [value for value in values if isinstance(value, (Array, Other))]
-        return Array(self.cell((place,)), None) if arrays else PASSIVE
+        if not arrays:
+            return PASSIVE
+        first = arrays[0]
+        return Array(self.cell((place,)), first.ndim if same_ndim and isinstance(first, Array) else None)
 
     def _viewed(self, function: Any, arguments: list[Value], place: int) -> Value:
         base = arguments[0] if arguments else PASSIVE
@@ -165,7 +169,9 @@ class CallEffects:
         if is_in(function, NUMBERS) or is_in(function, REDUCTIONS) and len(values) == 1:
             return Scalar(self._flowing(values, place))
         if is_in(function, NEW_ARRAYS) or is_in(function, REDUCTIONS):
-            return Other(self._flowing(values, place))
+            first = values[0] if values else PASSIVE
+            ndim = first.ndim if isinstance(first, Array) and is_in(function, SAME_NDIM) else None
+            return Array(self._flowing(values, place), ndim)
         return self._unknown(values, place)
 
     def _flowing(self, values: Iterable[Value], place: int) -> Cell:
@@ -185,7 +191,7 @@ class CallEffects:
                 else self._unknown_call([receiver, *arguments], place)
             )
         if name in PASSIVE_METHODS:
-            return self._passive_result([receiver], place)
+            return self._passive_result([receiver], place, name == "argsort")
         if name in VIEW_METHODS:
             if isinstance(receiver, Array):
                 ndim = (
@@ -224,7 +230,8 @@ class CallEffects:
         if isinstance(receiver, Array) and name in COPYING_METHODS:
             cell = self._flowing([receiver, *arguments], place)
             reduces = name in ("item", "trace", *(function.__name__ for function in REDUCTIONS)) and not arguments
-            return Scalar(cell) if reduces else Other(cell)
+            same = isinstance(receiver, Array) and name in ("clip", "round", "conj", "conjugate")
+            return Scalar(cell) if reduces else Array(cell, receiver.ndim if same else None)
         return self._unknown_call([receiver, *arguments], place)
 
     def _unknown(self, values: Iterable[Value], place: int) -> Other:

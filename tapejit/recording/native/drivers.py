@@ -78,7 +78,7 @@ def _compiled(f: Dispatcher, structure: Sequence[Any], named: dict[str, Any], ki
     source = f"def driver({parameters}):\n    return taken_apart(f({', '.join(arguments)}))\n"
     exec(compile(source, f"<tapejit driver of {f.py_func.__name__}>", "exec"), namespace)
     driver = numba.njit(nogil=bool(f.targetoptions.get("nogil")))(namespace["driver"])
-    if wants_cache(f) and (name := digest([f, *_functions_in(structure, named)])) is not None:
+    if wants_cache(f) and (name := digest([f, *_functions_in(structure, named)], source)) is not None:
         driver._cache = driver_cache(namespace["driver"], name) or driver._cache
     passed = tuple(types.Array(active_float, 1, "C") if isinstance(kind, ActiveFloat) else kind for kind in kinds)
     driver.compile(passed)

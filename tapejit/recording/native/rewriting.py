@@ -59,7 +59,7 @@ class _Rewriter:
         self._ir = function_ir
         self._activity = activity
         self._version_of = version_of
-        self._fresh: list[ir.Stmt] = []
+        self._plain_calls: set[int] = set()
 
     def rewrite(self) -> None:
         polled = self._loops_that_record()
@@ -164,6 +164,7 @@ class _Rewriter:
             if not active:
                 # The plain function itself: the active version would take the call of a recursive function for one of its own.
                 expr.func = self._constant(out, function.thing, expr.loc, block.scope)
+                self._plain_calls.add(id(expr))
         elif isinstance(function, Known):
             if _is_container(function.thing):
                 self._typed_container(statement, out, block)
@@ -258,7 +259,7 @@ class _Rewriter:
         others = {cell.root() for operand in operands if operand is not None for cell in cells_in(operand)}
         if len(set(cells)) < len(cells) or others & set(cells):
             return False
-        if expr.op == "call":
+        if expr.op == "call" and id(expr) not in self._plain_calls:
             function = self._activity.value(expr.func.name)
             if (
                 function is None

@@ -93,7 +93,7 @@ class ActiveVersion(CPUDispatcher):
         options = {name: given for name, given in plain.targetoptions.items() if name not in _DROPPED}
         options.update(nopython=True, no_cpython_wrapper=True, no_cfunc_wrapper=True)
         super().__init__(
-            plain.py_func, locals=_local_types(plain), targetoptions=options, pipeline_class=ActiveCompiler
+            plain.py_func, targetoptions=options, pipeline_class=ActiveCompiler
         )
         self._plain = weakref.ref(plain)
         self.overloads = _Overloads(self)
@@ -116,6 +116,11 @@ class ActiveVersion(CPUDispatcher):
     def get_call_template(self, args: Any, kws: Any) -> tuple:
         if not any(is_active(arg) for arg in (*args, *kws.values())):
             return self.plain.get_call_template(args, kws)
+        if declared := {name: kind for name, kind in self.plain.locals.items() if kind != types.float64}:
+            raise UnsupportedError(
+                f"{self.py_func.__name__} declares types of variables (locals={declared}), which active values could not keep; declare float64 or "
+                "leave them to Numba"
+            )
         pysig, args = self._compiler.fold_argument_types(args, kws)
         if not self.plain._can_compile:
             args = _declared(self.plain, args)
@@ -129,11 +134,6 @@ class ActiveVersion(CPUDispatcher):
     def get_overload(self, sig: Any) -> Any:
         args = tuple(sig)
         return super().get_overload(sig) if args in self.overloads else self.plain.get_overload(sig)
-
-
-def _local_types(plain: Dispatcher) -> dict:
-    """Declared types of variables; a float may become active, so it is left to inference."""
-    return {name: kind for name, kind in plain.locals.items() if kind != types.float64}
 
 
 def _declared(plain: Dispatcher, args: tuple) -> list:

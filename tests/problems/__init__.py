@@ -12,5 +12,7 @@ One module a problem. Each offers
 - ``n_operations(args)``: how many arithmetic operations one primal takes, the unit of all per-operation
   figures.
 
+The package `compiled` is a table of functions written for Numba, for native recording.
+
 Nothing is compiled at import. No function uses ``fastmath``.
 """

@@ -210,7 +210,9 @@ class FunctionActivity(CallEffects):
         if all(isinstance(operand, (Passive, Known)) for operand in operands):
             return PASSIVE
         if not is_comparison and not any(isinstance(operand, (Scalar, Array)) for operand in operands):
-            return self._unknown(operands, place)  # may be a list repeated or joined, which holds what the operands hold
+            return self._unknown(
+                operands, place
+            )  # may be a list repeated or joined, which holds what the operands hold
         cell = self.cell((place,))
         if not is_comparison:
             for operand in operands:

@@ -93,7 +93,12 @@ class Leaves:
         if leaf.slots is not None and leaf.is_scalar:
             return active_float
         if leaf.slots is None and not active:
-            return numba.typeof(leaf.given)
+            try:
+                return numba.typeof(leaf.given)
+            except ValueError:
+                raise UnsupportedError(
+                    f"compiled code takes no argument of type {type(leaf.given).__name__}; pass numbers, arrays, tuples or what Numba knows"
+                ) from None
         source = leaf.source
         if isinstance(source, np.ndarray):
             flags = source.flags

@@ -162,6 +162,8 @@ class CallEffects:
 
     def _computed(self, function: Any, values: list[Value], place: int) -> Value:
         """A function without side effects: numbers flow from all arguments to the result."""
+        if not values:
+            return self._unknown(values, place)  # a new container
         if all(isinstance(value, (Scalar, Passive, Known)) for value in values):
             return self._combined(values, place)
         if isinstance(function, np.ufunc) or is_in(function, ELEMENTWISE):

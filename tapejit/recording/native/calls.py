@@ -6,6 +6,7 @@ its result apart; Numba's own conversions do the rest.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -56,6 +57,7 @@ def call(
         As the function returns it, with active values where they are.
     """
     refuse_function(f)
+    inspect.signature(f.py_func).bind(*arguments, **keywords)  # a TypeError as Python words it
     leaves = Leaves(tape, owns_arguments)
     sources = list(originals) + list(arguments[len(originals) :])
     structure = [leaves.add(given, source) for given, source in zip(arguments, sources, strict=True)]

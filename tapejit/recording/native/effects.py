@@ -112,7 +112,9 @@ NEW_ARRAYS = _functions(
     "nancumsum nancumprod unique histogram bincount partition argpartition unwrap tri meshgrid",
 ) | _functions(np.linalg, "solve inv cholesky pinv matrix_power svd qr eig eigh eigvals eigvalsh lstsq slogdet")
 # Of one dimension, they keep it; of more, with axis=None, they flatten, so that is not known.
-SAME_NDIM = _functions(np, "sort argsort roll triu tril isnan isinf isfinite signbit less less_equal greater greater_equal equal not_equal")
+SAME_NDIM = _functions(
+    np, "sort argsort roll triu tril isnan isinf isfinite signbit less less_equal greater greater_equal equal not_equal"
+)
 COPYING_METHODS = set(
     "copy astype flatten sum mean std var prod max min ptp cumsum cumprod dot trace clip round repeat take conj conjugate item".split()
 )

@@ -92,9 +92,7 @@ class ActiveVersion(CPUDispatcher):
     def __init__(self, plain: Dispatcher) -> None:
         options = {name: given for name, given in plain.targetoptions.items() if name not in _DROPPED}
         options.update(nopython=True, no_cpython_wrapper=True, no_cfunc_wrapper=True)
-        super().__init__(
-            plain.py_func, targetoptions=options, pipeline_class=ActiveCompiler
-        )
+        super().__init__(plain.py_func, targetoptions=options, pipeline_class=ActiveCompiler)
         self._plain = weakref.ref(plain)
         self.overloads = _Overloads(self)
 

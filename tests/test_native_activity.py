@@ -24,7 +24,9 @@ def case(*args, argnums=0, **expected):
     """A function, the arguments it is differentiated at, and the types its variables must have."""
 
     def register(function):
-        CASES.append(pytest.param(njit(function), args, argnums, expected, id=function.__name__))
+        is_slow = "linear_algebra" in function.__name__  # Numba takes long to compile it
+        marks = pytest.mark.slow if is_slow else ()
+        CASES.append(pytest.param(njit(function), args, argnums, expected, id=function.__name__, marks=marks))
         return function
 
     return register

@@ -972,6 +972,7 @@ def test_small_linear_algebra():
     agrees(f, MATRIX, POSITIVE[:3], argnums=(0, 1))
 
 
+@pytest.mark.slow
 def test_solve_for_several_right_hand_sides():
     @njit
     def f(a, b):
@@ -980,7 +981,7 @@ def test_solve_for_several_right_hand_sides():
     agrees(f, MATRIX, np.ones((3, 2)), argnums=(0, 1))
 
 
-@pytest.mark.parametrize("passive", [0, 1])
+@pytest.mark.parametrize("passive", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_matrix_products(passive):
     @njit
     def f(a, b, v):
@@ -1000,6 +1001,7 @@ def test_interpolation_on_a_passive_grid():
     agrees(f, X, np.linspace(-1.0, 3.0, 9), np.linspace(-1.0, 3.0, 9) ** 2)
 
 
+@pytest.mark.slow
 def test_passive_data_takes_any_function():
     """What active values do not reach stays as it is: LAPACK, sorting and integers on data."""
 

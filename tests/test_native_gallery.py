@@ -20,7 +20,12 @@ EXACT_RTOL = 1e-11  # gradients by hand: sums in another order
 STEPS = {"Heston": 1e-6}
 FIRST_ORDER = ("Heston",)
 
-each_program = pytest.mark.parametrize("program", PROGRAMS, ids=lambda program: program.name)
+# Numba takes long to compile matrix code, active or not.
+SLOW = ("Kalman, matrices", "LSTM, matrices", "cubic spline", "N-body leapfrog")
+each_program = pytest.mark.parametrize(
+    "program",
+    [pytest.param(p, marks=pytest.mark.slow if p.name in SLOW else (), id=p.name) for p in PROGRAMS],
+)
 
 
 def copied(args):

@@ -85,7 +85,7 @@ def apart(args):
     return [np.copy(x) if np.ndim(x) else x for x in args]
 
 
-@pytest.mark.parametrize("seed", range(24))
+@pytest.mark.parametrize("seed", [*range(8), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(8, 24))])
 def test_programs_agree_with_the_plain_function_and_with_a_recording_from_python(seed):
     check(seed)
 

@@ -63,6 +63,6 @@ def test_python_in_the_docs_runs(page):
 def test_readme_commands_are_there_for_ci():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     commands = dict(re.findall(r"^<!-- ci: (\w+) -->\n```sh\n(.+)\n```$", text, flags=re.M))
-    assert commands["test"] == "python -m pip install '.[test]' && python -m pytest"
+    assert commands["test"] == "python -m pip install '.[test]' && python -m pytest -n 2 -m 'not slow'"
     (example,) = re.findall(r"python (examples/\S+\.py)$", commands["main"])
     assert (ROOT / example).exists()

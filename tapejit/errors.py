@@ -5,6 +5,7 @@ from __future__ import annotations
 __all__ = [
     "BranchChangeError",
     "BranchChangeWarning",
+    "CompileError",
     "DomainError",
     "PassiveConversionError",
     "ShapeError",
@@ -42,6 +43,10 @@ class PassiveConversionError(TapejitError, TypeError):
 
 class UnsupportedError(TapejitError, TypeError):
     """A function or an operand type that tapejit cannot differentiate faithfully; the message names it."""
+
+
+class CompileError(TapejitError, RuntimeError):
+    """Machine code could not be made or loaded; the message has what LLVM says."""
 
 
 class UninitializedError(TapejitError, RuntimeError):

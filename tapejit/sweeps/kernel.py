@@ -28,6 +28,7 @@ __all__ = ["cache_directory", "fingerprint", "kernel", "primitive_kernel"]
 FLAGS = {"error_model": "numpy", "nogil": True}
 _PACKAGE = Path(__file__).resolve().parent.parent
 NATIVE = _PACKAGE / "recording" / "native"
+COMPILER = _PACKAGE / "compiler"
 
 
 def cache_directory() -> Path:
@@ -54,7 +55,7 @@ def cache_directory() -> Path:
 def fingerprint(folder: Path | None = None) -> str:
     """Digest of everything that a compiled kernel depends on, the processor apart (Numba's own key has that).
 
-    Kernels of native recording depend on its folder as well.
+    Kernels of native recording and of the compiler depend on their folder as well.
     """
     digest = hashlib.sha256(f"{numba.__version__} {llvmlite.__version__} {sys.version}".encode())
     folders = [_PACKAGE / "sweeps", *([folder] if folder else [])]
@@ -69,7 +70,8 @@ class _Locator(caching._CacheLocator):
 
     def __init__(self, py_func, py_file):
         self._py_file = py_file
-        self._fingerprint = fingerprint(NATIVE if Path(py_file).parent == NATIVE else None)
+        folder = Path(py_file).parent
+        self._fingerprint = fingerprint(folder if folder in (NATIVE, COMPILER) else None)
         self._path = str(cache_directory() / self._fingerprint[:16])
 
     def get_cache_path(self):

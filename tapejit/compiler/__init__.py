@@ -1,0 +1,1 @@
+"""From a recorded tape back to loops, and from loops to machine code."""

@@ -1,0 +1,450 @@
+"""The fifth stage: LLVM IR for the forward and the reverse kernel of a planned nest.
+
+``forward(memory, tables)`` computes all values and returns 0; not 0 if a decision changed, or an argument left the range in which the
+inlined functions are right. ``reverse(memory, adjoints, tables)`` then hands the adjoints of the outputs, which stand in `adjoints`,
+back to the inputs. Loops count through all iterations of all entries, so that one counter finds every place in memory.
+
+Every loop runs at least once when it is entered. So what its last iteration computed is defined where it is left, and a
+`Result` is the register itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import llvmlite.ir as ir
+
+from tapejit.compiler.functions import Functions
+from tapejit.compiler.nest import Loop, Node, Site
+from tapejit.compiler.operands import Carried, Constant, Memory, Operand, Result, Scope
+from tapejit.compiler.plan import Address, Place, Plan, partials_of, value_of
+from tapejit.compiler.prune import EXPECTS_FALSE, EXPECTS_TRUE, NO_GUARD, OUTPUT
+from tapejit.expressions import names
+from tapejit.ops import CHAIN, DIV, POSITIVE, SELECT
+
+__all__ = ["emit"]
+
+DOUBLE, I32, I64, BOOL, POINTER = ir.DoubleType(), ir.IntType(32), ir.IntType(64), ir.IntType(1), ir.PointerType()
+ZERO = ir.Constant(DOUBLE, 0.0)
+
+
+def emit(plan: Plan) -> tuple[str, set[str]]:
+    """The module as text, and the external functions that it calls."""
+    module = ir.Module("tapejit")
+    functions = Functions(module)
+    _Forward(plan, module, functions).build()
+    _Reverse(plan, module, functions).build()
+    return str(module), functions.externals
+
+
+def _number(n: int) -> ir.Constant:
+    return ir.Constant(I64, int(n))
+
+
+class _Kernel:
+    """What both kernels share: loops, places and loads."""
+
+    name = ""
+    arguments: tuple[str, ...] = ()
+
+    def __init__(self, plan: Plan, module: ir.Module, functions: Functions) -> None:
+        self.plan, self.functions = plan, functions
+        self.function = ir.Function(module, ir.FunctionType(I64, [POINTER] * len(self.arguments)), self.name)
+        self.function.attributes.add("nounwind")
+        for argument, name in zip(self.function.args, self.arguments, strict=True):
+            argument.name = name
+            argument.add_attribute("noalias")
+        self.entry = self.function.append_basic_block("entry")
+        body = self.function.append_basic_block("start")
+        self.b = ir.IRBuilder(body)
+        self.slots = ir.IRBuilder(self.entry)
+        self.start_block = body
+        self.t: dict[Loop, ir.Value] = {}
+        self.first: dict[Loop, ir.Value] = {}
+        self.bases: dict[Memory, ir.Value] = {}
+        self.values: dict[Any, ir.Value] = {}
+        self.status = self.slot(I64, _number(0))
+        self.memory = self.function.args[0]
+        self.tables = self.function.args[-1]
+        self.users = self._users()
+
+    def build(self) -> None:
+        self.t[self.plan.root] = _number(0)
+        self.body(self.plan.root)
+        self.b.ret(self.b.load(self.status, typ=I64))
+        self.slots.branch(self.start_block)
+
+    def body(self, loop: Loop) -> None:
+        raise NotImplementedError
+
+    def slot(self, kind: ir.Type = DOUBLE, start: ir.Value | None = None) -> ir.Value:
+        """A variable; LLVM makes a register of it."""
+        slot = self.slots.alloca(kind)
+        if start is not None:
+            self.slots.store(start, slot)
+        return slot
+
+    def note(self, wrong: ir.Value) -> None:
+        """Remember that something went wrong if this i1 is true."""
+        self.b.store(self.b.or_(self.b.load(self.status, typ=I64), self.b.zext(wrong, I64)), self.status)
+
+    # Loops.
+
+    @contextmanager
+    def iterations(self, loop: Loop, backwards: bool) -> Iterator[None]:
+        """Emit a loop; inside, the builder stands in its body."""
+        b = self.b
+        parent = loop.loop
+        assert parent is not None
+        e = self.t[parent]
+        if loop.constant_trips:
+            first = b.mul(e, _number(loop.constant_trips))
+            end = b.add(first, _number(loop.constant_trips))
+        else:
+            first = self.table(b.add(e, _number(self.plan.trips[loop])))
+            end = self.table(b.add(e, _number(self.plan.trips[loop] + 1)))
+        self.first[loop] = first
+        for memory in self.plan.found.memory:
+            if memory.home is loop:
+                self._prepare(memory, loop, e)
+        before = b.block
+        block = self.function.append_basic_block("loop")
+        last = b.sub(end, _number(1))
+        b.branch(block)
+        b.position_at_end(block)
+        t = b.phi(I64)
+        t.add_incoming(last if backwards else first, before)
+        self.t[loop] = t
+        yield
+        following = b.sub(t, _number(1)) if backwards else b.add(t, _number(1))
+        t.add_incoming(following, b.block)
+        after = self.function.append_basic_block("after")
+        more = b.icmp_signed(">=", following, first) if backwards else b.icmp_signed("<", following, end)
+        b.cbranch(more, block, after)
+        b.position_at_end(after)
+
+    def _prepare(self, memory: Memory, loop: Loop, e: ir.Value) -> None:
+        """What a load needs at every entry of its loop."""
+        address = memory.address
+        assert isinstance(address, Address)
+        if address.per_entry:
+            base = self.table(self.b.add(e, _number(address.table)))
+            self.bases[memory] = self.b.sub(base, self.b.mul(self.first[loop], _number(address.stride)))
+
+    def table(self, at: ir.Value) -> ir.Value:
+        pointer = self.b.gep(self.tables, [at], inbounds=True, source_etype=I32)
+        return self.b.sext(self.b.load(pointer, typ=I32), I64)
+
+    # Places.
+
+    def address(self, memory: Memory) -> ir.Value:
+        """Where a load finds its value in this iteration."""
+        address, b = memory.address, self.b
+        assert isinstance(address, Address)
+        t = self.t[memory.home]
+        if address.per_entry:
+            return b.add(self.bases[memory], b.mul(t, _number(address.stride)))
+        if address.table >= 0:
+            return self.table(b.add(t, _number(address.table)))
+        return b.add(_number(address.base), b.mul(t, _number(address.stride)))
+
+    def place(self, place: Place, loop: Loop) -> ir.Value:
+        return self.b.add(_number(place.base), self.b.mul(self.t[loop], _number(place.stride)))
+
+    def load(self, at: ir.Value, array: ir.Value | None = None) -> ir.Value:
+        return self.b.load(self.pointer(at, array), typ=DOUBLE)
+
+    def store(self, value: ir.Value, at: ir.Value, array: ir.Value | None = None) -> None:
+        self.b.store(value, self.pointer(at, array))
+
+    def pointer(self, at: ir.Value, array: ir.Value | None = None) -> ir.Value:
+        return self.b.gep(array or self.memory, [at], inbounds=True, source_etype=DOUBLE)
+
+    # Operands.
+
+    def read(self, operand: Operand) -> ir.Value:
+        """The value of an operand in this iteration."""
+        match operand:
+            case Constant(value=value):
+                return ir.Constant(DOUBLE, value)
+            case Scope(site=site):
+                return self.values[site]
+            case Memory(late=True):
+                return self.load(self.address(operand))
+            case Memory() if operand not in self.values:
+                self.values[operand] = self.load(self.address(operand))
+        return self.values[operand]
+
+    def value(self, site: Site, check: bool) -> ir.Value:
+        """The result of a site from its operands."""
+        operands = [self.read(operand) for operand in site.operands]
+        if site.code in (OUTPUT, POSITIVE):
+            return operands[0]
+        if site.code == SELECT:
+            return self.b.select(self.b.fcmp_unordered("!=", operands[2], ZERO), operands[0], operands[1])
+        in_range: list[ir.Value] = []
+        tree = value_of(site.code)
+        value = self.functions.expression(self.b, tree, dict(zip("xy", operands, strict=False)), in_range)
+        if check:
+            for condition in in_range:
+                self.note(self.b.not_(condition))
+        return value
+
+    def _users(self) -> dict[Loop, list[Any]]:
+        """For each loop the loads from outside that something in it uses."""
+        users: dict[Loop, dict[Any, None]] = {loop: {} for loop in self.plan.root.loops()}
+
+        def visit(operand: Operand, node: Node) -> None:
+            if isinstance(operand, Carried):
+                visit(operand.start, operand.home)
+            elif isinstance(operand, Memory) and not operand.late:
+                for loop in node.ancestors():
+                    if loop is operand.home:
+                        break
+                    users[loop][operand] = None
+
+        for site in self.plan.found.sites:
+            for operand in site.operands:
+                visit(operand, site)
+        return {loop: list(found) for loop, found in users.items()}
+
+    def load_for(self, loop: Loop, home: Loop) -> None:
+        """Load what is used in `loop` and comes from `home`, before the loop is entered."""
+        for memory in self.users[loop]:
+            if memory.home is home:
+                self.read(memory)
+
+    def forget(self, loop: Loop) -> None:
+        """Loads of one iteration are no good in the next."""
+        for key in [key for key in self.values if isinstance(key, Memory) and key.home is loop]:
+            del self.values[key]
+
+
+class _Forward(_Kernel):
+    name, arguments = "forward", ("memory", "tables")
+
+    def body(self, loop: Loop) -> None:
+        results = [operand for operand in self.plan.kept if isinstance(operand, Result) and operand.home is loop]
+        for node in loop.body:
+            if isinstance(node, Loop):
+                self.load_for(node, loop)
+                self.inner(node)
+                for result in self._results(loop, node):
+                    self.values[result] = self.values[result.site]
+                    if result in results:
+                        self.store(self.values[result], self.place(self.plan.kept[result], loop))
+                continue
+            value = self.values[node] = self.value(node, check=True)
+            if node in self.plan.stored:
+                self.store(value, self.place(self.plan.stored[node], loop))
+            if node.guard != NO_GUARD:
+                expected = ir.Constant(DOUBLE, {EXPECTS_TRUE: 1.0, EXPECTS_FALSE: 0.0}[node.guard])
+                self.note(self.b.fcmp_unordered("!=", value, expected))
+
+    def _results(self, home: Loop, inner: Loop) -> list[Result]:
+        return [result for result in self.plan.found.results if result.home is home and inner.contains(result.site)]
+
+    def inner(self, loop: Loop) -> None:
+        carried = [operand for operand in self.plan.found.carried if operand.home is loop]
+        slots = [self.slot() for _ in carried]
+        for operand, slot in zip(carried, slots, strict=True):
+            self.b.store(self.read(operand.start), slot)
+        with self.iterations(loop, backwards=False):
+            for operand, slot in zip(carried, slots, strict=True):
+                self.values[operand] = self.b.load(slot, typ=DOUBLE)
+                if operand in self.plan.kept:
+                    self.store(self.values[operand], self.place(self.plan.kept[operand], loop))
+            self.body(loop)
+            for operand, slot in zip(carried, slots, strict=True):
+                self.b.store(self.values[operand.source], slot)
+        self.forget(loop)
+
+
+class _Reverse(_Kernel):
+    name, arguments = "reverse", ("memory", "adjoints", "tables")
+
+    def __init__(self, plan: Plan, module: ir.Module, functions: Functions) -> None:
+        super().__init__(plan, module, functions)
+        self.adjoints = self.function.args[1]
+        self.bars: list[dict[Any, ir.Value]] = [{}]
+        self.outside = self._outside()
+
+    @property
+    def bar(self) -> dict[Any, ir.Value]:
+        """The adjoints known in this iteration, by what they belong to."""
+        return self.bars[-1]
+
+    def _outside(self) -> dict[Loop, list[Any]]:
+        """For each loop what comes from outside and takes adjoints in it."""
+        outside: dict[Loop, dict[Any, None]] = {loop: {} for loop in self.plan.root.loops()}
+
+        def visit(operand: Operand, node: Node) -> None:
+            key, home = _key(operand), _home(operand)
+            if key is None or not self.plan.is_active(operand):
+                return
+            for loop in node.ancestors():
+                if loop is home:
+                    break
+                outside[loop][key] = None
+
+        for site in self.plan.found.sites:
+            if site in self.plan.active:
+                for _, operand in self.plan.flows(site):
+                    visit(operand, site)
+        for carried in self.plan.found.carried:
+            if self.plan.is_active(carried):
+                visit(carried.start, carried.home)
+        return {loop: list(found) for loop, found in outside.items()}
+
+    def body(self, loop: Loop) -> None:
+        self._recompute(loop)
+        for node in reversed(loop.body):
+            if isinstance(node, Loop):
+                self._inner(node)
+            elif node in self.plan.active:
+                self._pull_back(node)
+        for key in [key for key in self.bar if isinstance(key, Memory) and key.home is loop]:
+            self._add(key, self.bar.pop(key))
+        self.forget(loop)
+
+    def _recompute(self, loop: Loop) -> None:
+        for carried in self.plan.found.carried:
+            if carried.home is loop and carried in self.plan.kept:
+                self.values[carried] = self.load(self.place(self.plan.kept[carried], loop))
+        for node in loop.body:
+            if isinstance(node, Loop):
+                for result, place in self.plan.kept.items():
+                    if isinstance(result, Result) and result.home is loop and node.contains(result.site):
+                        self.values[result] = self.load(self.place(place, loop))
+            elif node in self.plan.recomputed:
+                if node in self.plan.stored:
+                    self.values[node] = self.load(self.place(self.plan.stored[node], loop))
+                else:
+                    self.values[node] = self.value(node, check=False)
+
+    # Adjoints.
+
+    def _accumulate(self, operand: Operand, contribution: ir.Value) -> None:
+        """Add to the adjoint of an operand."""
+        if isinstance(operand, Memory) and operand.late:
+            self._add(operand, contribution)
+            return
+        key = _key(operand)
+        known = self.bar.get(key)
+        self.bar[key] = contribution if known is None else self.b.fadd(known, contribution)
+
+    def _add(self, memory: Memory, contribution: ir.Value) -> None:
+        pointer = self.pointer(self.address(memory), self.adjoints)
+        self.b.store(self.b.fadd(self.b.load(pointer, typ=DOUBLE), contribution), pointer)
+
+    def _pull_back(self, site: Site) -> None:
+        """Hand the adjoint of a site on to its operands."""
+        b, plan = self.b, self.plan
+        assert site.loop is not None
+        g = self.bar.pop(site, None)
+        if site in plan.stored:
+            # Now, not earlier: something later in this iteration may have added to it.
+            stored = self.load(self.place(plan.stored[site], site.loop), self.adjoints)
+            g = stored if g is None else b.fadd(stored, g)
+        if g is None:
+            return
+        flows = [(k, operand) for k, operand in plan.flows(site) if plan.is_active(operand)]
+        if site.code in (OUTPUT, POSITIVE):
+            self._accumulate(flows[0][1], g)
+        elif site.code == SELECT:
+            chosen = b.fcmp_unordered("!=", self.read(site.operands[2]), ZERO)
+            for k, operand in flows:
+                self._accumulate(operand, b.select(chosen, *((g, ZERO) if k == 0 else (ZERO, g))))
+        else:
+            for k, operand in flows:
+                self._accumulate(operand, self._scaled(site, k, g))
+
+    def _scaled(self, site: Site, k: int, g: ir.Value) -> ir.Value:
+        """Adjoint times partial, rounded as in the sweep."""
+        b = self.b
+        tree = partials_of(site.code)[k]
+        if tree == 1.0:
+            return g
+        if tree == -1.0:
+            return b.fneg(g)
+        if site.code == DIV:
+            quotient = b.fdiv(g, self.read(site.operands[1]))
+            return quotient if k == 0 else b.fneg(b.fmul(quotient, self.values[site]))
+        operands: dict[str, ir.Value] = {}
+        wanted = set(names(tree))
+        for name, operand in zip("xy", site.operands, strict=False):
+            if name in wanted:
+                operands[name] = self.read(operand)
+        if "v" in wanted:
+            operands["v"] = self.values[site]
+        in_range: list[ir.Value] = []
+        partial = self.functions.expression(b, tree, operands, in_range)
+        for condition in in_range:
+            self.note(b.not_(condition))
+        product = b.fmul(g, partial)
+        if site.code == CHAIN:
+            return b.select(b.fcmp_unordered("!=", partial, ZERO), product, ZERO)
+        return product
+
+    # Loops.
+
+    def _inner(self, loop: Loop) -> None:
+        """A loop inside, backwards: adjoints from outside come in through variables, and go out through them."""
+        plan, b = self.plan, self.b
+        assert loop.loop is not None
+        self.load_for(loop, loop.loop)
+        outside = self.outside[loop]
+        carried = [o for o in plan.found.carried if o.home is loop and plan.is_active(o) and o.source in plan.active]
+        left = {site: self.bar.pop(site) for site in list(self.bar) if isinstance(site, Site) and loop.contains(site)}
+        last = {site: self.slot() for site in {**left, **{o.source: None for o in carried}}}
+        for site, slot in last.items():
+            b.store(left.get(site, ZERO), slot)
+        sums = {key: self.slot() for key in outside}
+        for key, slot in sums.items():
+            b.store(self.bar.pop(key, ZERO), slot)
+        every_carried = [o for o in plan.found.carried if o.home is loop and plan.is_active(o)]
+        starts = {operand: self.slot() for operand in every_carried if plan.is_active(operand.start)}
+        with self.iterations(loop, backwards=True):
+            self.bars.append({})
+            for site, slot in last.items():
+                self.bar[site] = b.load(slot, typ=DOUBLE)
+                b.store(ZERO, slot)
+            for key, slot in sums.items():
+                self.bar[key] = b.load(slot, typ=DOUBLE)
+            self.body(loop)
+            for operand in every_carried:
+                contribution = self.bar.pop(operand, ZERO)
+                if operand in starts:
+                    b.store(contribution, starts[operand])
+                if operand.source in last:
+                    slot = last[operand.source]
+                    b.store(b.fadd(b.load(slot, typ=DOUBLE), contribution), slot)
+            for key, slot in sums.items():
+                b.store(self.bar.pop(key), slot)
+            self.bars.pop()
+        for key, slot in sums.items():
+            self.bar[key] = b.load(slot, typ=DOUBLE)
+        for operand, slot in starts.items():
+            self._accumulate(operand.start, b.load(slot, typ=DOUBLE))
+
+
+def _key(operand: Operand) -> Any:
+    """What the adjoint of an operand is kept under: the site itself, also for a result; None if it takes none in a register."""
+    match operand:
+        case Scope(site=site) | Result(site=site):
+            return site
+        case Memory(late=True) | Constant():
+            return None
+    return operand
+
+
+def _home(operand: Operand) -> Loop | None:
+    """The loop in which an operand has one value an iteration."""
+    match operand:
+        case Scope(site=site):
+            return site.loop
+        case Result(home=home) | Carried(home=home) | Memory(home=home):
+            return home
+    return None

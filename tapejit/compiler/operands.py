@@ -1,0 +1,380 @@
+"""The third stage: what every site of a loop nest reads.
+
+| operand | the value of | in the kernels |
+|---|---|---|
+| `Constant` | a number | a literal |
+| `Scope` | a site of this iteration, here or in a loop around | a register |
+| `Result` | a site of a loop that was left before, in its last iteration | a register |
+| `Carried` | a site in the iteration before, of this loop or one around; another operand in the first iteration | a register |
+| `Memory` | anything else: inputs, earlier iterations, other loops | a load: affine, or by a table |
+
+A loop whose operands are affine in pieces is cut where the pieces meet (`cut`): the pieces become a loop around it, whose table of starts and lengths
+takes the place of a table of all iterations.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+import numpy as np
+
+from tapejit.compiler.nest import Loop, Node, Site
+from tapejit.compiler.prune import ABSENT, Program
+from tapejit.sweeps.kernel import kernel
+
+__all__ = ["Carried", "Constant", "Memory", "Operand", "Result", "Scope", "classify", "cut"]
+
+SHORTEST_PIECE = 6  # iterations in a piece, on average, from which cutting pays
+LONGEST_GROUP = 400  # instructions of a few iterations that are put together
+
+
+@dataclass(frozen=True)
+class Constant:
+    """A number that is known when the kernel is made."""
+
+    value: float
+
+
+@dataclass(frozen=True, eq=False)
+class Scope:
+    """The value of a site of the same iteration, in the same loop or one around."""
+
+    site: Site
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """The value that a site of a loop inside `home` had when that loop was left, in this iteration of `home`."""
+
+    site: Site
+    home: Loop
+
+
+@dataclass(eq=False)
+class Carried:
+    """The value of `source` in the iteration before of `home`; in the first iteration of an entry, `start`, read outside of `home`."""
+
+    source: Site
+    home: Loop
+    start: Operand
+
+
+@dataclass(eq=False)
+class Memory:
+    """Values in memory: instruction or leaf ``column[t]`` in iteration t of `home`.
+
+    `late` if some are of the same iteration, so that they must be loaded where they are read.
+    """
+
+    home: Loop
+    column: np.ndarray
+    late: bool = False
+    user: Node | None = None  # a site that reads it
+    address: object = field(default=None, repr=False)
+
+
+Operand: TypeAlias = Constant | Scope | Result | Carried | Memory
+
+
+@kernel
+def _follow(column, iteration_of, site_of, site, down, up, is_first):
+    """How a column follows the iterations of a loop: whether all of it is `site` of this iteration; whether all but first iterations are of the one before."""
+    same, before, n_before = True, True, 0
+    for t in range(column.size):
+        v = column[t]
+        at = -1
+        if v >= 0 and site_of[v] == site:
+            at = down[iteration_of[v]]
+        own = up[t]
+        if at != own:
+            same = False
+        if not is_first[own]:
+            n_before += 1
+            if at < 0 or at != own - 1:
+                before = False
+        if not (same or before):
+            break
+    return same, before and n_before > 0
+
+
+@kernel
+def _held(column, up, first_of):
+    """The column's value in every iteration of a loop around, if it has only one in each; else an empty array. ``first_of`` marks which are wanted."""
+    found = np.full(first_of.size, -(1 << 40))
+    for t in range(column.size):
+        own = up[t]
+        if first_of[own]:
+            if found[own] == -(1 << 40):
+                found[own] = column[t]
+            elif found[own] != column[t]:
+                return np.empty(0, np.int64)
+    return found[first_of]
+
+
+@kernel
+def _keys(column, site_of, iteration_of, keys):
+    """A number for what is read, so that the same site in the next iteration, and the next leaf, are one apart."""
+    for t in range(column.size):
+        v = column[t]
+        keys[t] = ((np.int64(site_of[v]) + 1) << 36) + iteration_of[v] if v >= 0 else -np.int64(v) - 1
+
+
+@kernel
+def _breaks(keys, first, marks):
+    """Mark the iterations where a column stops walking at its most frequent stride; gives how many."""
+    n = keys.size
+    candidate, count = np.int64(0), 0
+    for t in range(1, n):  # the majority vote of Boyer and Moore
+        d = keys[t] - keys[t - 1]
+        if count == 0:
+            candidate, count = d, 1
+        else:
+            count += 1 if d == candidate else -1
+    n_breaks = 0
+    e = 1
+    for t in range(1, n):
+        if e < first.size and first[e] == t:
+            e += 1
+        elif keys[t] - keys[t - 1] != candidate:
+            marks[t] = True
+            n_breaks += 1
+    return n_breaks
+
+
+class classify:
+    """Find the operands of all sites below `root`; they are put into ``site.operands``: x, y, condition.
+
+    Attributes
+    ----------
+    root : Loop
+    sites : list of Site
+        In order; ``site.number`` is the position.
+    memory, carried, results : list
+        All operands of these kinds.
+    """
+
+    def __init__(self, root: Loop, program: Program) -> None:
+        self.root, self.program = root, program
+        self.sites = list(root.sites())
+        self.n_fixed = program.n_inputs + program.n_parameters
+        self.site_of = np.empty(program.size, np.int32)
+        self.iteration_of = np.empty(program.size, np.int32)
+        for number, site in enumerate(self.sites):
+            site.number = number
+            self.site_of[site.instructions] = number
+            self.iteration_of[site.instructions] = np.arange(site.instructions.size, dtype=np.int32)
+        self._up: dict[tuple[Loop, Loop], np.ndarray] = {}
+        self._down: dict[tuple[Loop, Loop], np.ndarray] = {}
+        self._first: dict[Loop, np.ndarray] = {}
+        self._start: dict[Loop, np.ndarray] = {}
+        self._known: dict[tuple, list[tuple[np.ndarray, Operand]]] = {}
+        self.memory: list[Memory] = []
+        self.carried: list[Carried] = []
+        self.results: list[Result] = []
+        for site in self.sites:
+            site.operands = [
+                self._operand(self.program.operands[k][site.instructions], site)
+                for k in range(3)
+                if self.program.operands[k][site.instructions[0]] != ABSENT
+            ]
+
+    def _operand(self, column: np.ndarray, user: Site) -> Operand:
+        assert user.loop is not None
+        return self._find(column.astype(np.int64), user.loop, user.position, user)
+
+    def _find(self, column: np.ndarray, loop: Loop, position: int, user: Site) -> Operand:
+        """The operand that reads `column` in `loop`, before the node at `position`."""
+        key = (loop, position if column[-1] >= 0 else -1, int(column[0]), int(column[-1]), int(column.sum()))
+        for known, operand in self._known.get(key, []):
+            if np.array_equal(known, column):
+                return operand
+        operand = self._made(column, loop, position, user)
+        self._known.setdefault(key, []).append((column, operand))
+        return operand
+
+    def _made(self, column: np.ndarray, loop: Loop, position: int, user: Site) -> Operand:
+        last = int(column[-1])
+        if last < 0:
+            constant = ~last - self.n_fixed
+            if constant >= 0 and (column == last).all():
+                return Constant(float(self.program.constants[constant]))
+        else:
+            found = self._followed(column, loop, position, self.sites[self.site_of[last]], user)
+            if found is not None:
+                return found
+        return self._loaded(column, loop, user)
+
+    def _followed(self, column: np.ndarray, loop: Loop, position: int, source: Site, user: Site) -> Operand | None:
+        """A `Scope`, `Result` or `Carried` of `source`, if the column is one."""
+        home: Loop | None = loop
+        while home is not None:
+            if home.contains(source):
+                down, up = self.down(source.loop, home), self.up(loop, home)  # type: ignore[arg-type]
+                same, before = _follow(
+                    column, self.iteration_of, self.site_of, source.number, down, up, self.is_first(home)
+                )
+                if same and _place(source, home) < position:
+                    return Scope(source) if source.loop is home else self._result(source, home)
+                if before and home is not self.root:
+                    start = _held(column, up, self.is_first(home))
+                    if start.size:
+                        assert home.loop is not None
+                        begin = self._find(start, home.loop, home.position, user)
+                        if not isinstance(begin, Memory) or not begin.late:
+                            return self._carry(source, home, begin)
+            position, home = home.position, home.loop
+        return None
+
+    def _result(self, source: Site, home: Loop) -> Result:
+        for result in self.results:
+            if result.site is source and result.home is home:
+                return result
+        self.results.append(Result(source, home))
+        return self.results[-1]
+
+    def _carry(self, source: Site, home: Loop, start: Operand) -> Carried:
+        for carried in self.carried:
+            if carried.source is source and carried.home is home and _alike(carried.start, start):
+                return carried
+        carried = Carried(source, home, start)
+        self.carried.append(carried)
+        return carried
+
+    def _loaded(self, column: np.ndarray, loop: Loop, user: Site) -> Memory:
+        """A load, made in the outermost loop in which it can be."""
+        while loop.loop is not None:
+            first = loop.first[:-1]
+            starts = column[first]
+            if not (column == np.repeat(starts, loop.trips)).all() or (starts >= self.start(loop)[first]).any():
+                break
+            column, loop = starts, loop.loop
+        late = bool((column >= self.start(loop)).any())
+        for memory in self.memory:
+            if memory.home is loop and memory.late == late and np.array_equal(memory.column, column):
+                return memory
+        memory = Memory(loop, column, late, user)
+        self.memory.append(memory)
+        return memory
+
+    # Iterations of one loop seen from another.
+
+    def up(self, loop: Loop, home: Loop) -> np.ndarray:
+        """The iteration of `home`, which is around `loop`, for each iteration of `loop`."""
+        key = (loop, home)
+        if key not in self._up:
+            if loop is home:
+                self._up[key] = np.arange(loop.n_iterations, dtype=np.int32)
+            else:
+                assert loop.loop is not None
+                self._up[key] = self.up(loop.loop, home)[loop.entry]
+        return self._up[key]
+
+    def down(self, loop: Loop, home: Loop) -> np.ndarray:
+        """The same for iterations whose values can be seen in `home`, the last ones; -1 for the others."""
+        key = (loop, home)
+        if key not in self._down:
+            if loop is home:
+                self._down[key] = self.up(loop, home)
+            else:
+                assert loop.loop is not None
+                seen = np.full(loop.n_iterations, -1, np.int32)
+                seen[loop.first[1:] - 1] = self.down(loop.loop, home)
+                self._down[key] = seen
+        return self._down[key]
+
+    def is_first(self, loop: Loop) -> np.ndarray:
+        if loop not in self._first:
+            first = np.zeros(loop.n_iterations, np.bool_)
+            first[loop.first[:-1]] = True
+            self._first[loop] = first
+        return self._first[loop]
+
+    def start(self, loop: Loop) -> np.ndarray:
+        """The first instruction of every iteration."""
+        if loop not in self._start:
+            self._start[loop] = loop.start()
+        return self._start[loop]
+
+    def keys(self, column: np.ndarray) -> np.ndarray:
+        keys = np.empty(column.size, np.int64)
+        _keys(column, self.site_of, self.iteration_of, keys)
+        return keys
+
+
+def _place(source: Site, home: Loop) -> int:
+    """Position in the body of `home` of what holds `source`."""
+    node: Node = source
+    while node.loop is not home:
+        assert node.loop is not None
+        node = node.loop
+    return node.position
+
+
+def _alike(a: Operand, b: Operand) -> bool:
+    return a is b or (isinstance(a, Constant) and a == b) or (isinstance(a, Scope) and isinstance(b, Scope) and a.site is b.site)
+
+
+def cut(found: classify) -> bool:
+    """Cut loops where their loads are affine in pieces, and put iterations together where all pieces have one short length.
+
+    Returns
+    -------
+    bool
+        Whether anything was changed: the operands must then be found again.
+    """
+    changed = False
+    for loop in list(found.root.loops()):
+        columns = [memory.column for memory in found.memory if memory.home is loop]
+        if loop.loop is None or not columns or loop.n_iterations < 2 * SHORTEST_PIECE:
+            continue
+        marks = np.zeros(loop.n_iterations, np.bool_)
+        n_pieces = loop.n_entries
+        for column in columns:
+            own = np.zeros(loop.n_iterations, np.bool_)
+            n_breaks = _breaks(found.keys(column), loop.first, own)
+            if 2 * n_breaks <= loop.n_iterations:
+                marks |= own
+        n_pieces += int(np.count_nonzero(marks))
+        if n_pieces > loop.n_entries:
+            changed |= _regroup(loop, marks) or (loop.n_iterations >= SHORTEST_PIECE * n_pieces and _split(loop, marks))
+    return changed
+
+
+def _split(loop: Loop, marks: np.ndarray) -> bool:
+    """Put a loop over pieces around `loop`."""
+    marks[loop.first[:-1]] = True
+    starts = np.flatnonzero(marks)
+    pieces = np.diff(np.append(starts, loop.n_iterations))
+    outer = Loop(np.bincount(loop.entry[starts], minlength=loop.n_entries))
+    inner = Loop(pieces)
+    parent = loop.loop
+    assert parent is not None
+    outer.loop, outer.position = parent, loop.position
+    parent.body[loop.position] = outer
+    for node in loop.body:
+        inner.append(node)
+    outer.append(inner)
+    return True
+
+
+def _regroup(loop: Loop, marks: np.ndarray) -> bool:
+    """Make one iteration of every few, if all pieces are that long and the body is small."""
+    if any(isinstance(node, Loop) for node in loop.body):
+        return False
+    marked = marks.copy()
+    marked[loop.first[:-1]] = True
+    pieces = np.diff(np.append(np.flatnonzero(marked), loop.n_iterations))
+    length = int(pieces[0])
+    if (pieces != length).any() or length * len(loop.body) > LONGEST_GROUP or length >= 64:
+        return False
+    parent = loop.loop
+    assert parent is not None
+    grouped = Loop(loop.trips // length)
+    grouped.loop, grouped.position = parent, loop.position
+    parent.body[loop.position] = grouped
+    for j in range(length):
+        for node in loop.body:
+            assert isinstance(node, Site)
+            grouped.append(Site(node.code, node.guard, node.instructions[j::length]))
+    return True

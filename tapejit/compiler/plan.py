@@ -1,0 +1,309 @@
+"""The fourth stage: what is active, what the reverse kernel needs, and where values stand in memory.
+
+The forward kernel keeps values in registers and stores only what is read through memory, what the reverse kernel cannot recompute (values carried
+into an iteration, results of inner loops), and results that cost more to recompute than to load. The reverse kernel goes through the loops
+backwards, recomputes in each iteration what the partials need, and hands adjoints on in registers; those of values that are read through memory
+are added up there.
+
+Memory is one array of doubles, every value at a place of its own:
+
+| inputs | active stored values | parameters | constants | passive stored values, carried values, results |
+|---|---|---|---|---|
+
+The adjoints have an array of their own with the same places.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from tapejit import ops
+from tapejit.compiler.nest import Loop, Site
+from tapejit.compiler.operands import Carried, Memory, Operand, Result, Scope, classify
+from tapejit.compiler.prune import OUTPUT
+from tapejit.expressions import Tree, names, parse
+from tapejit.ops import SELECT
+from tapejit.sweeps.kernel import kernel
+
+__all__ = ["Address", "Place", "Plan", "partials_of", "value_of"]
+
+# Recomputed rather than kept, if their operands are there: a few cycles each.
+_CHEAP = {"positive", "add", "sub", "mul", "div", "neg", "square", "cube", "reciprocal", "sqrt", "length", "abs", "sign", "floor", "ceil", "rint",
+          "trunc", "copysign", "maximum", "minimum", "fmax", "fmin", "select", "chain", "deg2rad", "rad2deg", "less", "less_equal", "greater",
+          "greater_equal", "equal", "not_equal", "logical_and", "logical_or", "logical_xor", "logical_not", "isnan", "isinf", "isfinite",
+          "signbit"}  # fmt: skip
+CONTIGUOUS = 8  # stored values of one loop up to which each has an array of its own; above, those of an iteration stand side by side
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a value of iteration t stands: ``base + stride * t``."""
+
+    base: int
+    stride: int
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where a load of iteration t, in entry e, finds its value.
+
+    ``base + stride * t`` if there is no table; ``bases[e] + stride * (t - first[e])`` for a table of entries; ``table[t]`` for one of iterations.
+    `table` is its place among all tables, -1 if there is none.
+    """
+
+    base: int = 0
+    stride: int = 0
+    table: int = -1
+    per_entry: bool = False
+
+
+def value_of(code: int) -> Tree:
+    """The value of a primitive as an expression tree."""
+    return parse(ops.op_coded(code).value)
+
+
+def partials_of(code: int) -> tuple[Tree, ...]:
+    return ops.partial_trees(ops.op_coded(code).name)
+
+
+@kernel
+def _addresses(column, leaf_shift, n_inputs, base, stride, site_of, iteration_of, out):
+    """Where each instruction or leaf of a column stands."""
+    for t in range(column.size):
+        v = column[t]
+        if v < 0:
+            leaf = -v - 1
+            out[t] = leaf if leaf < n_inputs else leaf + leaf_shift
+        else:
+            site = site_of[v]
+            out[t] = base[site] + stride[site] * iteration_of[v]
+
+
+@kernel
+def _affine(address, first):
+    """Whether addresses walk at one stride: over all iterations, within entries; gives (over all, within, stride)."""
+    n = address.size
+    everywhere, within = True, True
+    stride = np.int64(0)
+    known = False
+    e = 1
+    for t in range(1, n):
+        d = address[t] - address[t - 1]
+        starts = e < first.size and first[e] == t
+        if starts:
+            e += 1
+        if not known and not starts:
+            stride, known = d, True
+            for s in range(1, t):  # the entries of one iteration before
+                if address[s] - address[s - 1] != stride:
+                    everywhere = False
+        elif known and d != stride:
+            everywhere = False
+            if not starts:
+                within = False
+                break
+    if not known:
+        everywhere = n < 2
+        if n >= 2:
+            stride = address[1] - address[0]
+            everywhere = True
+            for t in range(2, n):
+                if address[t] - address[t - 1] != stride:
+                    everywhere = False
+            if not everywhere:
+                stride = np.int64(0)
+    return everywhere, within, stride
+
+
+@dataclass
+class Plan:
+    """Everything that `emit` must know of a nest."""
+
+    found: classify
+    active: set[Site] = field(default_factory=set)
+    recomputed: set[Site] = field(default_factory=set)
+    stored: dict[Site, Place] = field(default_factory=dict)
+    kept: dict[Carried | Result, Place] = field(default_factory=dict)
+    trips: dict[Loop, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.root, self.program = self.found.root, self.found.program
+        self._tables: list[np.ndarray] = []
+        self._n_table = 0
+        self._producers = {memory: self._producers_of(memory) for memory in self.found.memory}
+        self._find_active()
+        self._find_needed()
+        self._lay_out()
+        self._find_addresses()
+
+    # Activity.
+
+    def _producers_of(self, memory: Memory) -> tuple[bool, list[Site]]:
+        """Whether a load reads inputs, and the sites that it reads."""
+        column = memory.column
+        numbers = np.unique(self.found.site_of[column[column >= 0]])
+        leaves = ~column[column < 0]
+        return bool((leaves < self.program.n_inputs).any()), [self.found.sites[number] for number in numbers]
+
+    def _find_active(self) -> None:
+        """Sites that depend on inputs and that an output depends on, both through partials that are not identically zero."""
+        influenced: set[Site] = set()
+        changed = True
+        while changed:
+            changed = False
+            for site in self.found.sites:
+                if site not in influenced and any(self._is_influenced(o, influenced) for _, o in self.flows(site)):
+                    influenced.add(site)
+                    changed = True
+        self._influenced = influenced
+        waiting = [site for site in self.found.sites if site.code == OUTPUT and site in influenced]
+        while waiting:
+            site = waiting.pop()
+            if site in self.active:
+                continue
+            self.active.add(site)
+            for _, operand in self.flows(site):
+                waiting += [producer for producer in self.behind(operand) if producer in influenced]
+
+    def flows(self, site: Site) -> list[tuple[int, Operand]]:
+        """The operands that take an adjoint from a site, with their numbers."""
+        if site.code == OUTPUT:
+            return [(0, site.operands[0])]
+        if site.code == SELECT:
+            return [(0, site.operands[0]), (1, site.operands[1])]
+        return [(k, o) for k, o in enumerate(site.operands) if partials_of(site.code)[k] != 0.0]
+
+    def behind(self, operand: Operand) -> list[Site]:
+        """The sites whose values an operand may have."""
+        match operand:
+            case Scope(site=site) | Result(site=site):
+                return [site]
+            case Carried(source=source, start=start):
+                return [source, *self.behind(start)]
+            case Memory():
+                return self._producers[operand][1]
+        return []
+
+    def _is_influenced(self, operand: Operand, influenced: set[Site]) -> bool:
+        if isinstance(operand, Memory) and self._producers[operand][0]:
+            return True
+        if isinstance(operand, Carried) and self._is_influenced(operand.start, influenced):
+            return True
+        return any(site in influenced for site in self.behind(operand))
+
+    def is_active(self, operand: Operand) -> bool:
+        """Whether adjoints are handed on to an operand."""
+        return self._is_influenced(operand, self.active)
+
+    # What the reverse kernel needs.
+
+    def _find_needed(self) -> None:
+        waiting: list[Operand] = []
+        for site in self.active:
+            flows = [(k, operand) for k, operand in self.flows(site) if self.is_active(operand)]
+            if site.code == SELECT:
+                waiting.append(site.operands[2])
+            elif site.code != OUTPUT:
+                read = {name for k, _ in flows for name in names(partials_of(site.code)[k])}
+                waiting += [operand for name, operand in zip("xy", site.operands, strict=False) if name in read]
+                if "v" in read:
+                    waiting.append(Scope(site))
+        self._needed: set[Carried | Result] = set()
+        self._stores: set[Site] = {site for site in self.found.sites if site.code == OUTPUT}
+        for memory in self.found.memory:
+            self._stores.update(self._producers[memory][1])
+        while waiting:
+            match waiting.pop():
+                case Scope(site=site) if site not in self.recomputed:
+                    self.recomputed.add(site)
+                    if site in self._stores or ops.op_coded(site.code).name not in _CHEAP:
+                        self._stores.add(site)
+                    else:
+                        waiting += site.operands
+                case (Carried() | Result()) as operand:
+                    self._needed.add(operand)
+
+    # Memory.
+
+    def _lay_out(self) -> None:
+        program = self.program
+        self.n_active = program.n_inputs
+        groups: dict[tuple[bool, Loop], list] = {}
+        for site in self.found.sites:
+            if site in self._stores:
+                groups.setdefault((site in self.active, site.loop), []).append(site)  # type: ignore[arg-type]
+        for operand in sorted(self._needed, key=lambda o: (o.home.depth, self.found.sites.index(_source(o)))):
+            groups.setdefault((False, operand.home), []).append(operand)
+        end = program.n_inputs
+        for (is_active, loop), items in groups.items():
+            if is_active:
+                end = self._place(items, loop, end)
+        self.n_active = end
+        self.leaf_shift = end - program.n_inputs
+        self.parameters_at = end
+        self.constants_at = end + program.n_parameters
+        end = self.constants_at + program.n_constants
+        for (is_active, loop), items in groups.items():
+            if not is_active:
+                end = self._place(items, loop, end)
+        self.size = end
+        outputs = [site for site in self.found.sites if site.code == OUTPUT]
+        self.outputs_at = np.empty(program.n_outputs, np.int64)
+        for site in outputs:
+            place = self.stored[site]
+            at = site.instructions - (program.size - program.n_outputs)
+            self.outputs_at[at] = place.base + place.stride * np.arange(at.size)
+
+    def _place(self, items: list, loop: Loop, start: int) -> int:
+        """Give sites, carried values and results of one loop their places from `start` on; gives the end."""
+        n = loop.n_iterations
+        apart = len(items) <= CONTIGUOUS
+        for k, item in enumerate(items):
+            place = Place(start + k * n, 1) if apart else Place(start + k, len(items))
+            (self.stored if isinstance(item, Site) else self.kept)[item] = place
+        return start + n * len(items)
+
+    def _find_addresses(self) -> None:
+        found = self.found
+        base, stride = np.zeros(len(found.sites), np.int64), np.zeros(len(found.sites), np.int64)
+        for site, place in self.stored.items():
+            base[site.number], stride[site.number] = place.base, place.stride
+        for memory in found.memory:
+            address = np.empty(memory.column.size, np.int64)
+            _addresses(
+                memory.column, self.leaf_shift, self.program.n_inputs, base, stride, found.site_of, found.iteration_of, address
+            )
+            memory.address = self._fitted(address, memory.home)
+        for loop in self.root.loops():
+            if not loop.constant_trips:
+                self.trips[loop] = self._table(loop.first)
+
+    def _fitted(self, address: np.ndarray, home: Loop) -> Address:
+        everywhere, within, stride = _affine(address, home.first)
+        if everywhere:
+            return Address(int(address[0]), int(stride) if address.size > 1 else 0)
+        if within:
+            bases = address[home.first[:-1]]
+            return Address(stride=int(stride), table=self._table(bases), per_entry=True)
+        return Address(table=self._table(address))
+
+    def _table(self, numbers: np.ndarray) -> int:
+        at = self._n_table
+        self._tables.append(numbers)
+        self._n_table += numbers.size
+        return at
+
+    def tables(self) -> np.ndarray:
+        """All tables one after the other, int32."""
+        joined = np.concatenate([np.zeros(1, np.int64), *self._tables])[1:] if self._tables else np.zeros(1, np.int64)
+        if joined.size and joined.max() > np.iinfo(np.int32).max:
+            raise OverflowError("addresses beyond 2**31")
+        return joined.astype(np.int32)
+
+
+def _source(operand: Carried | Result) -> Site:
+    return operand.source if isinstance(operand, Carried) else operand.site
+
+

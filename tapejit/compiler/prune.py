@@ -1,0 +1,170 @@
+"""The first stage: a tape without blocks becomes a `Program`, the instructions that outputs and guards need, in order.
+
+Inputs, parameters and constants are *leaves*: they are no instructions, and are numbered apart. An operand is the number of an instruction
+(from 0), or ``~leaf`` for a leaf. Linear time: one pass from the end that marks, one from the beginning that copies.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from tapejit import ops
+from tapejit.ops import BLOCK, CONSTANT, INPUT, POSITIVE, SELECT
+from tapejit.sweeps.kernel import kernel
+from tapejit.tape import FlatTape
+
+__all__ = ["ABSENT", "EXPECTS_FALSE", "EXPECTS_TRUE", "OUTPUT", "Program", "prune"]
+
+ABSENT = np.iinfo(np.int32).min  # an operand that a primitive lacks
+OUTPUT = BLOCK  # the code of an instruction that hands its operand out; a program has no blocks
+NO_GUARD, EXPECTS_FALSE, EXPECTS_TRUE = range(3)
+
+
+@dataclass(frozen=True)
+class Program:
+    """What is left of a tape.
+
+    Attributes
+    ----------
+    code : (n,) uint8 ndarray
+        Opcode of each instruction; the last ones are the outputs, `OUTPUT`.
+    operands : (3, n) int32 ndarray
+        Operands x and y, and the condition of a `select`; `ABSENT` where there is none.
+    guard : (n,) uint8 ndarray
+        Whether the result decided something, and which way.
+    n_inputs, n_parameters, n_constants : int
+        Leaves, which are numbered in this order.
+    constants : (n_constants,) float64 ndarray
+    n_outputs : int
+    """
+
+    code: np.ndarray
+    operands: np.ndarray
+    guard: np.ndarray
+    n_inputs: int
+    n_parameters: int
+    constants: np.ndarray
+    n_outputs: int
+
+    @property
+    def n_constants(self) -> int:
+        return self.constants.size
+
+    @property
+    def size(self) -> int:
+        """Number of instructions."""
+        return self.code.size
+
+
+@kernel
+def _mark(opcode, lhs, rhs, arity, live):
+    """Mark every slot that a marked one reads."""
+    for slot in range(opcode.size - 1, 0, -1):
+        if live[slot]:
+            code = opcode[slot]
+            n = arity[code]
+            if n > 0:
+                live[lhs[slot]] = True
+            if n > 1:
+                live[rhs[slot]] = True
+            if code == SELECT:
+                live[lhs[slot - 1]] = True
+
+
+@kernel
+def _copy(opcode, lhs, rhs, arity, live, decided, number, code, operands, guard, constant_slots, first_constant):
+    """Number the instructions and leaves that live, and copy the instructions; gives how many of each there are."""
+    n, n_constants = 0, 0
+    for slot in range(opcode.size):
+        if not live[slot]:
+            continue
+        own = opcode[slot]
+        if own == INPUT:
+            continue
+        if own == CONSTANT:
+            number[slot] = ~(first_constant + n_constants)
+            constant_slots[n_constants] = slot
+            n_constants += 1
+            continue
+        number[slot] = n
+        code[n] = own
+        operands[0, n] = number[lhs[slot]]
+        operands[1, n] = number[rhs[slot]] if arity[own] > 1 else ABSENT
+        operands[2, n] = number[lhs[slot - 1]] if own == SELECT else ABSENT
+        guard[n] = decided[slot]
+        n += 1
+    return n, n_constants
+
+
+def prune(tape: FlatTape) -> Program:
+    """The program of a tape without blocks.
+
+    Parameters
+    ----------
+    tape : FlatTape
+        With its `output_slots`; guards must have outcomes 0.0 or 1.0, or be numbers that the recording computed (then compared).
+
+    Returns
+    -------
+    Program
+    """
+    n_slots = tape.n_slots
+    opcode, lhs, rhs = tape.opcode, tape.lhs, tape.rhs
+    assert not len(tape.block_at), "expand the tape first"
+    live = np.zeros(n_slots, np.bool_)
+    outputs = np.asarray(tape.output_slots, np.int64).reshape(-1)
+    live[outputs] = True
+    guard_slots = np.array(tape.guards.slot, np.int64)
+    expected = np.array(tape.guards.expected, np.float64)
+    live[guard_slots] = True
+    _mark(opcode, lhs, rhs, _arity(), live)
+
+    number = np.zeros(n_slots, np.int32)
+    n_leaves = 0
+    counts = []
+    for runs in (tape.input_slots, tape.parameter_slots):
+        start = n_leaves
+        for first, size in runs:
+            number[first : first + size] = ~np.arange(n_leaves, n_leaves + size)
+            n_leaves += size
+        counts.append(n_leaves - start)
+    n_inputs, n_parameters = counts
+
+    # A decision that was no truth value (the integer that `round` gave) is compared with what it was.
+    plain = (expected == 0.0) | (expected == 1.0)
+    plain &= (opcode[guard_slots] != INPUT) & (opcode[guard_slots] != CONSTANT)
+    decided = np.zeros(n_slots, np.uint8)
+    decided[guard_slots[plain]] = np.where(expected[plain] == 1.0, EXPECTS_TRUE, EXPECTS_FALSE)
+    n_live = int(np.count_nonzero(live))
+    room = n_live + outputs.size + int(np.count_nonzero(~plain))
+    code, guard = np.empty(room, np.uint8), np.zeros(room, np.uint8)
+    operands = np.full((3, room), ABSENT, np.int32)
+    constant_slots = np.empty(n_live, np.int64)
+    n, n_constants = _copy(
+        opcode, lhs, rhs, _arity(), live, decided, number, code, operands, guard, constant_slots, n_leaves
+    )
+    constants = tape.value[constant_slots[:n_constants]]
+    if not plain.all():
+        wanted, place = np.unique(expected[~plain], return_inverse=True)
+        run = slice(n, n + place.size)
+        code[run], guard[run] = ops.CODE["equal"], EXPECTS_TRUE
+        operands[0, run] = number[guard_slots[~plain]]
+        operands[1, run] = ~(n_leaves + n_constants + place).astype(np.int32)
+        constants = np.concatenate([constants, wanted])
+        n += place.size
+    run = slice(n, n + outputs.size)
+    code[run], operands[0, run] = OUTPUT, number[outputs]
+    n += outputs.size
+    return Program(code[:n], operands[:, :n], guard[:n], n_inputs, n_parameters, constants, outputs.size)
+
+
+def _arity() -> np.ndarray:
+    """Operands that a slot of each opcode reads itself."""
+    arity = np.zeros(256, np.int8)
+    for code in [*range(len(ops.OPS)), *range(ops.FIRST_USER, ops.FIRST_USER + len(ops.USER))]:
+        arity[code] = ops.op_coded(code).arity
+    arity[[CONSTANT, INPUT, BLOCK]] = 0
+    arity[POSITIVE] = 1
+    return arity

@@ -1,0 +1,257 @@
+"""The second stage: find the loops in a program again, from its opcodes alone.
+
+Rolling works level by level, from the inside out. On each level the program is a sequence of symbols; a run of at least a few equal periods
+becomes one item, a loop, whose symbol names its body but not how often it ran, so that inner loops of varying length look alike to the level
+above. This is the idea of nested loop recognition [1]_ with tandem repeats in place of affine functions: what the operands do is
+found out afterwards (`operands`), and may be anything, so a repeat that is a coincidence costs speed, never the right answer.
+
+The result is a tree of `Loop` and `Site`. Every site knows all its instructions, one for each time that it ran.
+
+References
+----------
+.. [1] A. Ketterlin and Ph. Clauss, Prediction and trace compression of data access addresses through nested loop recognition, CGO 2008.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from tapejit.compiler.nest import Loop, Site
+from tapejit.compiler.prune import Program
+from tapejit.errors import TapejitError
+from tapejit.sweeps.kernel import kernel
+
+__all__ = ["TooLargeError", "roll"]
+
+WINDOW = 12  # instructions that must agree before a period is tried; on the levels above, fewer
+WINDOW_ABOVE = 2
+TRIES = 256  # earlier occurrences of a window that are tried as periods
+SMALLEST = 24  # instructions in all below which a repeat stays written out
+PERIODS = (128, 1024, 16384)  # the longest period that is tried, one after the other: so short inner loops are found before long ones around them
+UNROLL = 256  # instructions up to which a loop of constant length is written out inside another
+UNROLL_TRIPS = 16
+
+
+class TooLargeError(TapejitError):
+    """A program has more distinct code than may be compiled."""
+
+
+@kernel
+def _next_occurrences(symbols, window, following, heads, hashes):
+    """``following[i]`` = the next position with the same `window` symbols as at i, or -1."""
+    n = symbols.size
+    mask = np.uint64(heads.size - 1)
+    factor = np.uint64(0x9E3779B97F4A7C15)
+    highest = np.uint64(1)
+    for _ in range(window - 1):
+        highest *= factor
+    running = np.uint64(0)
+    for i in range(n - 1, -1, -1):
+        following[i] = -1
+        # The hash of symbols i .. i + window: shifted by one symbol from that at i + 1.
+        if i + window < n:
+            running -= np.uint64(symbols[i + window]) * highest
+        running = running * factor + np.uint64(symbols[i])
+        hashes[i] = running
+        if i + window <= n:
+            slot = (running ^ (running >> np.uint64(29))) & mask
+            j = heads[slot]
+            if j >= 0 and hashes[j] == running:
+                following[i] = j
+            heads[slot] = i
+
+
+@kernel
+def _find_runs(symbols, lengths, following, tries, longest, smallest, period, trips):
+    """Greedy from the left: ``period[i] > 0`` where a run of ``trips[i]`` periods begins; else one item stays alone."""
+    n = symbols.size
+    i = 0
+    n_items = 0
+    credit = 24 * n + (1 << 16)
+    while i < n:
+        period[i] = 0
+        found = 0
+        n_trips = 1
+        j = following[i]
+        tried = 0
+        while j >= 0 and tried < tries and credit > 0:
+            d = j - i
+            if j + d > n or d > longest:
+                break
+            k = 0
+            while k < d and symbols[i + k] == symbols[j + k]:
+                k += 1
+            credit -= k + 4
+            if k == d:
+                while j + k < n and symbols[i + k] == symbols[j + k]:
+                    k += 1
+                size = 0
+                for m in range(i, j):
+                    size += lengths[m]
+                n_trips = 1 + k // d
+                if n_trips * size >= smallest and (n_trips >= 3 or size >= 2 * smallest):
+                    found = d
+                break
+            j = following[j]
+            tried += 1
+        n_items += 1
+        if found > 0:
+            period[i], trips[i] = found, n_trips
+            i += found * n_trips
+        else:
+            i += 1
+    return n_items
+
+
+@kernel
+def _collapse(symbols, lengths, period, trips, start, item_period, item_trips, key, new_lengths):
+    """Write the items of the next level; ``key`` is the symbol, or for a loop a hash of its body with the sign bit set."""
+    n = symbols.size
+    i = 0
+    k = 0
+    while i < n:
+        d = period[i]
+        start[k], item_period[k] = i, d
+        if d == 0:
+            key[k], new_lengths[k], item_trips[k] = symbols[i], lengths[i], 1
+            i += 1
+        else:
+            item_trips[k] = trips[i]
+            hashed = np.uint64(d)
+            size = 0
+            for m in range(i, i + d):
+                hashed = (hashed ^ np.uint64(symbols[m])) * np.uint64(0x100000001B3)
+                hashed ^= hashed >> np.uint64(31)
+            for m in range(i, i + d * trips[i]):
+                size += lengths[m]
+            key[k] = -np.int64(hashed >> np.uint64(2)) - 1
+            new_lengths[k] = size
+            i += d * trips[i]
+        k += 1
+
+
+@kernel
+def _bodies_agree(symbols, start, period, key, representative, first_of):
+    """Whether loops of one key have one body: hashes may collide."""
+    for k in range(start.size):
+        d = period[k]
+        if d > 0:
+            r = first_of[representative[k]]
+            if period[r] != d:
+                return False
+            for m in range(d):
+                if symbols[start[k] + m] != symbols[start[r] + m]:
+                    return False
+    return True
+
+
+@dataclass
+class _Level:
+    """One level: items, each one item of the level below (period 0) or a run of `trips` periods of `period` items from `start` on."""
+
+    symbols: np.ndarray
+    lengths: np.ndarray  # instructions in all
+    start: np.ndarray
+    period: np.ndarray
+    trips: np.ndarray
+
+
+def _next_level(symbols: np.ndarray, lengths: np.ndarray, window: int) -> _Level | None:
+    """The level above a sequence of symbols, None if nothing repeats."""
+    n = symbols.size
+    following = np.empty(n, np.int32)
+    heads = np.full(1 << min(20, max(8, int(n).bit_length())), -1, np.int32)
+    _next_occurrences(symbols, window, following, heads, np.empty(n, np.uint64))
+    period, trips = np.zeros(n, np.int32), np.empty(n, np.int32)
+    for longest in PERIODS:
+        n_items = _find_runs(symbols, lengths, following, TRIES, longest, SMALLEST, period, trips)
+        if n_items < n:
+            break
+    else:
+        return None
+    start, item_period, item_trips = (np.empty(n_items, np.int32) for _ in range(3))
+    key, new_lengths = np.empty(n_items, np.int64), np.empty(n_items, np.int64)
+    _collapse(symbols, lengths, period, trips, start, item_period, item_trips, key, new_lengths)
+    is_loop = item_period > 0
+    keys, first_of, representative = np.unique(key[is_loop], return_index=True, return_inverse=True)
+    where = np.flatnonzero(is_loop)
+    full = np.zeros(n_items, np.int64)
+    full[is_loop] = representative
+    if not _bodies_agree(symbols, start, item_period, key, full, where[first_of]):
+        return None
+    new_symbols = np.where(is_loop, int(symbols.max()) + 1 + full, key)
+    return _Level(new_symbols.astype(np.int32), new_lengths, start, item_period, item_trips)
+
+
+def roll(program: Program, max_sites: int = 20_000) -> Loop:
+    """The loop nest of a program.
+
+    Parameters
+    ----------
+    program : Program
+    max_sites : int
+        The most distinct instructions that the tree may have.
+
+    Returns
+    -------
+    Loop
+        The root, which runs once.
+
+    Raises
+    ------
+    TooLargeError
+        If there are more; costs no more than the search itself.
+    """
+    same = program.operands[0] == program.operands[1]
+    symbols = program.code.astype(np.int32) + (program.guard.astype(np.int32) << 8) + (same.astype(np.int32) << 10)
+    lengths = np.ones(symbols.size, np.int64)
+    levels: list[_Level] = []
+    window = WINDOW
+    while len(levels) < 16 and (level := _next_level(symbols, lengths, window)) is not None:
+        levels.append(level)
+        symbols, lengths, window = level.symbols, level.lengths, WINDOW_ABOVE
+    n_top = symbols.size
+    if n_top > max_sites:
+        raise TooLargeError(
+            f"{n_top} instructions do not repeat, of {program.size} in all; at most {max_sites} are compiled"
+        )
+    builder = _Builder(program, levels, max_sites)
+    root = Loop(np.ones(1, np.int64))
+    for item in range(n_top):
+        builder.add(root, len(levels), np.array([item], np.int64))
+    return root
+
+
+class _Builder:
+    """Makes the tree from the levels, from the top down: every node is made once, with all the items that it stands for."""
+
+    def __init__(self, program: Program, levels: list[_Level], max_sites: int) -> None:
+        self.program, self.levels, self.room = program, levels, max_sites
+
+    def add(self, parent: Loop, level: int, items: np.ndarray) -> None:
+        """Add what these items of a level stand for, which is one instruction or loop seen once an iteration of `parent`."""
+        while level > 0 and self.levels[level - 1].period[items[0]] == 0:
+            items = self.levels[level - 1].start[items].astype(np.int64)
+            level -= 1
+        if level == 0:
+            self.room -= 1
+            if self.room < 0:
+                raise TooLargeError("the loops that were found have more distinct instructions than are compiled")
+            parent.append(Site(int(self.program.code[items[0]]), int(self.program.guard[items[0]]), items))
+            return
+        below = self.levels[level - 1]
+        period, trips = int(below.period[items[0]]), below.trips[items].astype(np.int64)
+        starts = below.start[items].astype(np.int64)
+        constant = bool((trips == trips[0]).all())
+        if constant and parent.n_iterations > 1 and trips[0] < UNROLL_TRIPS and below.lengths[items[0]] <= UNROLL:
+            for j in range(int(trips[0])):
+                for k in range(period):
+                    self.add(parent, level - 1, starts + (j * period + k))
+            return
+        loop = Loop(trips)
+        parent.append(loop)
+        at = np.repeat(starts, trips) + period * loop.within()
+        for k in range(period):
+            self.add(loop, level - 1, at + k)

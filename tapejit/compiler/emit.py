@@ -10,6 +10,7 @@ Every loop runs at least once when it is entered. So what its last iteration com
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -19,15 +20,18 @@ import llvmlite.ir as ir
 from tapejit.compiler.functions import Functions
 from tapejit.compiler.nest import Loop, Node, Site
 from tapejit.compiler.operands import Carried, Constant, Memory, Operand, Result, Scope
-from tapejit.compiler.plan import Address, Place, Plan, partials_of, value_of
+from tapejit.compiler.plan import WIDEST_SHIFT, Address, Place, Plan, Split, partials_of, value_of
 from tapejit.compiler.prune import EXPECTS_FALSE, EXPECTS_TRUE, NO_GUARD, OUTPUT
 from tapejit.expressions import names
-from tapejit.ops import CHAIN, DIV, POSITIVE, SELECT
+from tapejit.ops import CHAIN, DIV, POSITIVE, SELECT, SUB
 
 __all__ = ["emit"]
 
 DOUBLE, I32, I64, BOOL, POINTER = ir.DoubleType(), ir.IntType(32), ir.IntType(64), ir.IntType(1), ir.PointerType()
 ZERO = ir.Constant(DOUBLE, 0.0)
+TILE = 128  # iterations of a parallel loop that are worked off together, so that their values stay in the first-level cache
+LANES = WIDEST_SHIFT  # partial sums of an adjoint in a parallel loop
+VECTOR = ir.VectorType(DOUBLE, LANES)
 
 
 def emit(plan: Plan) -> tuple[str, set[str]]:
@@ -36,7 +40,10 @@ def emit(plan: Plan) -> tuple[str, set[str]]:
     functions = Functions(module)
     _Forward(plan, module, functions).build()
     _Reverse(plan, module, functions).build()
-    return str(module), functions.externals
+    # llvmlite writes no distinct or self-referential metadata.
+    text = re.sub(r'!{ !"group \d+" }', "distinct !{}", str(module))
+    text = re.sub(r'(!\d+) = !{ !"self \d+", ', r"\1 = distinct !{ \1, ", text)
+    return text, functions.externals
 
 
 def _number(n: int) -> ir.Constant:
@@ -63,8 +70,11 @@ class _Kernel:
         self.start_block = body
         self.t: dict[Loop, ir.Value] = {}
         self.first: dict[Loop, ir.Value] = {}
+        self.end: dict[Loop, ir.Value] = {}
         self.bases: dict[Memory, ir.Value] = {}
         self.values: dict[Any, ir.Value] = {}
+        self.group: ir.Value | None = None  # the access group of the parallel loop that is being emitted
+        self.n_groups = 0
         self.status = self.slot(I64, _number(0))
         self.memory = self.function.args[0]
         self.tables = self.function.args[-1]
@@ -88,13 +98,13 @@ class _Kernel:
 
     def note(self, wrong: ir.Value) -> None:
         """Remember that something went wrong if this i1 is true."""
-        self.b.store(self.b.or_(self.b.load(self.status, typ=I64), self.b.zext(wrong, I64)), self.status)
+        so_far = self.b.load(self.status, typ=I64)
+        self.b.store(self.b.or_(so_far, self.b.zext(wrong, I64)), self.status)
 
     # Loops.
 
-    @contextmanager
-    def iterations(self, loop: Loop, backwards: bool) -> Iterator[None]:
-        """Emit a loop; inside, the builder stands in its body."""
+    def bounds(self, loop: Loop) -> tuple[ir.Value, ir.Value]:
+        """The first iteration of this entry and the end; makes ready what loads need."""
         b = self.b
         parent = loop.loop
         assert parent is not None
@@ -105,25 +115,73 @@ class _Kernel:
         else:
             first = self.table(b.add(e, _number(self.plan.trips[loop])))
             end = self.table(b.add(e, _number(self.plan.trips[loop] + 1)))
-        self.first[loop] = first
+        self.first[loop], self.end[loop] = first, end
         for memory in self.plan.found.memory:
             if memory.home is loop:
                 self._prepare(memory, loop, e)
+        return first, end
+
+    @contextmanager
+    def counting(self, first: ir.Value, end: ir.Value, step: int = 1) -> Iterator[ir.Value]:
+        """Emit a loop from `first` up to `end`, or down from it; runs at least once. Inside, the builder stands in its body."""
+        b = self.b
         before = b.block
         block = self.function.append_basic_block("loop")
         last = b.sub(end, _number(1))
         b.branch(block)
         b.position_at_end(block)
         t = b.phi(I64)
-        t.add_incoming(last if backwards else first, before)
-        self.t[loop] = t
-        yield
-        following = b.sub(t, _number(1)) if backwards else b.add(t, _number(1))
+        t.add_incoming(last if step < 0 else first, before)
+        yield t
+        following = b.add(t, _number(step))
         t.add_incoming(following, b.block)
         after = self.function.append_basic_block("after")
-        more = b.icmp_signed(">=", following, first) if backwards else b.icmp_signed("<", following, end)
-        b.cbranch(more, block, after)
+        more = b.icmp_signed(">=", following, first) if step < 0 else b.icmp_signed("<", following, end)
+        branch = b.cbranch(more, block, after)
+        if self.group is not None:
+            module = self.function.module
+            accesses = module.add_metadata(["llvm.loop.parallel_accesses", self.group])
+            branch.set_metadata("llvm.loop", module.add_metadata([f"self {self.number_of_group}", accesses]))
         b.position_at_end(after)
+
+    @contextmanager
+    def in_parallel(self, first: ir.Value, end: ir.Value) -> Iterator[ir.Value]:
+        """A loop whose iterations do not depend on each other through memory: LLVM is told so, and may use vectors."""
+        self.n_groups += 1
+        module = self.function.module
+        self.group = module.add_metadata([f"group {self.number_of_group}"])
+        with self.counting(first, end) as t:
+            yield t
+        self.group = None
+
+    @contextmanager
+    def iterations(self, loop: Loop, backwards: bool) -> Iterator[None]:
+        """The iterations of one entry of a loop."""
+        with self.counting(*self.bounds(loop), -1 if backwards else 1) as t:
+            self.t[loop] = t
+            yield
+
+    @contextmanager
+    def tiles(self, loop: Loop) -> Iterator[tuple[ir.Value, ir.Value]]:
+        """The iterations of one entry in runs of at most `TILE`: (first, end) of each."""
+        first, end = self.bounds(loop)
+        if 0 < loop.constant_trips <= TILE:
+            yield first, end
+            return
+        with self.counting(first, end, TILE) as start:
+            stop = self.b.add(start, _number(TILE))
+            yield start, self.b.select(self.b.icmp_signed("<", stop, end), stop, end)
+
+    @property
+    def number_of_group(self) -> int:
+        return 2 * self.n_groups + (self.name == "reverse")
+
+    def buffer(self) -> ir.Value:
+        """A tile of doubles on the stack."""
+        return self.slots.bitcast(self.slots.alloca(DOUBLE, size=TILE + LANES), POINTER)
+
+    def buffered(self, buffer: ir.Value, start: ir.Value, t: ir.Value) -> ir.Value:
+        return self.pointer(self.b.sub(t, start), buffer)
 
     def _prepare(self, memory: Memory, loop: Loop, e: ir.Value) -> None:
         """What a load needs at every entry of its loop."""
@@ -135,7 +193,13 @@ class _Kernel:
 
     def table(self, at: ir.Value) -> ir.Value:
         pointer = self.b.gep(self.tables, [at], inbounds=True, source_etype=I32)
-        return self.b.sext(self.b.load(pointer, typ=I32), I64)
+        return self.b.sext(self.marked(self.b.load(pointer, typ=I32)), I64)
+
+    def marked(self, access: Any) -> Any:
+        """A load or store, with the access group of the loop around."""
+        if self.group is not None:
+            access.set_metadata("llvm.access.group", self.group)
+        return access
 
     # Places.
 
@@ -154,10 +218,10 @@ class _Kernel:
         return self.b.add(_number(place.base), self.b.mul(self.t[loop], _number(place.stride)))
 
     def load(self, at: ir.Value, array: ir.Value | None = None) -> ir.Value:
-        return self.b.load(self.pointer(at, array), typ=DOUBLE)
+        return self.marked(self.b.load(self.pointer(at, array), typ=DOUBLE))
 
     def store(self, value: ir.Value, at: ir.Value, array: ir.Value | None = None) -> None:
-        self.b.store(value, self.pointer(at, array))
+        self.marked(self.b.store(value, self.pointer(at, array)))
 
     def pointer(self, at: ir.Value, array: ir.Value | None = None) -> ir.Value:
         return self.b.gep(array or self.memory, [at], inbounds=True, source_etype=DOUBLE)
@@ -239,14 +303,15 @@ class _Forward(_Kernel):
             value = self.values[node] = self.value(node, check=True)
             if node in self.plan.stored:
                 self.store(value, self.place(self.plan.stored[node], loop))
-            if node.guard != NO_GUARD:
-                expected = ir.Constant(DOUBLE, {EXPECTS_TRUE: 1.0, EXPECTS_FALSE: 0.0}[node.guard])
-                self.note(self.b.fcmp_unordered("!=", value, expected))
+            self.guard(node, value)
 
     def _results(self, home: Loop, inner: Loop) -> list[Result]:
         return [result for result in self.plan.found.results if result.home is home and inner.contains(result.site)]
 
     def inner(self, loop: Loop) -> None:
+        if loop in self.plan.parallel:
+            self._tiled(loop, self.plan.parallel[loop])
+            return
         carried = [operand for operand in self.plan.found.carried if operand.home is loop]
         slots = [self.slot() for _ in carried]
         for operand, slot in zip(carried, slots, strict=True):
@@ -260,6 +325,44 @@ class _Forward(_Kernel):
             for operand, slot in zip(carried, slots, strict=True):
                 self.b.store(self.values[operand.source], slot)
         self.forget(loop)
+
+    def _tiled(self, loop: Loop, split: Split) -> None:
+        """A parallel loop: first what vectorises, into buffers, then stores and sums in order."""
+        b, plan = self.b, self.plan
+        slots = {carried: self.slot() for carried, _ in split.chains}
+        for carried, slot in slots.items():
+            b.store(self.read(carried.start), slot)
+        added = {o.site for _, chain in split.chains for site in chain for o in site.operands if isinstance(o, Scope)}
+        buffers = {site: self.buffer() for site in split.parallel if site in added}
+        with self.tiles(loop) as (start, stop):
+            with self.in_parallel(start, stop) as t:
+                self.t[loop] = t
+                for site in split.parallel:
+                    value = self.values[site] = self.value(site, check=True)
+                    if site in plan.stored:
+                        self.store(value, self.place(plan.stored[site], loop))
+                    if site in buffers:
+                        self.marked(b.store(value, self.buffered(buffers[site], start, t)))
+                    self.guard(site, value)
+            self.forget(loop)
+            if split.chains:
+                computed = {site: self.values[site] for site in added & buffers.keys()}
+                with self.counting(start, stop) as t:
+                    self.t[loop] = t
+                    for site in computed:
+                        self.values[site] = b.load(self.buffered(buffers[site], start, t), typ=DOUBLE)
+                    for carried, chain in split.chains:
+                        self.values[carried] = b.load(slots[carried], typ=DOUBLE)
+                        for site in chain:
+                            self.values[site] = self.value(site, check=False)
+                        b.store(self.values[carried.source], slots[carried])
+                self.values.update(computed)
+                self.forget(loop)
+
+    def guard(self, site: Site, value: ir.Value) -> None:
+        if site.guard != NO_GUARD:
+            expected = ir.Constant(DOUBLE, {EXPECTS_TRUE: 1.0, EXPECTS_FALSE: 0.0}[site.guard])
+            self.note(self.b.fcmp_unordered("!=", value, expected))
 
 
 class _Reverse(_Kernel):
@@ -392,6 +495,9 @@ class _Reverse(_Kernel):
 
     def _inner(self, loop: Loop) -> None:
         """A loop inside, backwards: adjoints from outside come in through variables, and go out through them."""
+        if loop in self.plan.parallel:
+            self._tiled(loop, self.plan.parallel[loop])
+            return
         plan, b = self.plan, self.b
         assert loop.loop is not None
         self.load_for(loop, loop.loop)
@@ -428,6 +534,176 @@ class _Reverse(_Kernel):
             self.bar[key] = b.load(slot, typ=DOUBLE)
         for operand, slot in starts.items():
             self._accumulate(operand.start, b.load(slot, typ=DOUBLE))
+
+
+    def _tiled(self, loop: Loop, split: Split) -> None:
+        """A parallel loop: contributions into buffers, which vectorises, then into memory one operand after the other; sums in lanes.
+
+        A sum hands its adjoint on to all its addends as it is, so its additions need no pass of their own.
+        """
+        b, plan = self.b, self.plan
+        assert loop.loop is not None
+        self.load_for(loop, loop.loop)
+        seeds: list[tuple[Operand, ir.Value]] = []  # what the sums hand on
+        for carried, chain in split.chains:
+            g = self.bar.pop(carried.source, None)
+            if g is None or carried.source not in plan.active:
+                continue
+            link: Operand | Site = carried
+            for site in chain:
+                k = 1 if _identity(site.operands[0]) is link else 0
+                seeds.append((site.operands[k], b.fneg(g) if site.code == SUB else g))
+                link = site
+            if plan.is_active(carried.start):
+                self._accumulate(carried.start, g)
+        left = {site: self.bar.pop(site) for site in list(self.bar) if isinstance(site, Site) and loop.contains(site)}
+        buffers: dict[Any, ir.Value] = {}
+        lanes = {key: self.slot(VECTOR) for key in self.outside[loop]}
+        for slot in lanes.values():
+            b.store(ir.Constant(VECTOR, [0.0] * LANES), slot)
+        with self.tiles(loop) as (start, stop):
+            with self.in_parallel(start, stop) as t:
+                self.t[loop] = t
+                self.bars.append({})
+                self._tile_iteration(loop, split, seeds, left)
+                written: dict[ir.Value, ir.Value] = {}  # operands of a sum share a buffer
+                for key, contribution in self.bars.pop().items():
+                    if contribution not in written:
+                        written[contribution] = self.padded_buffer()
+                        self.marked(b.store(contribution, self.buffered(written[contribution], start, t)))
+                    buffers[key] = written[contribution]
+            self.forget(loop)
+            for buffer in set(written.values()):
+                self._clear(self.pointer(b.sub(stop, start), buffer))
+            for key in buffers:
+                if key in lanes:
+                    self._add_lanes(buffers[key], start, stop, lanes[key])
+            self._add_tiles(loop, start, stop, {key: buffer for key, buffer in buffers.items() if key not in lanes})
+        for key in buffers:
+            if key in lanes:
+                vector = b.load(lanes[key], typ=VECTOR)
+                total = b.extract_element(vector, ir.Constant(I32, 0))
+                for lane in range(1, LANES):
+                    total = b.fadd(total, b.extract_element(vector, ir.Constant(I32, lane)))
+                known = self.bar.get(key)
+                self.bar[key] = total if known is None else b.fadd(known, total)
+
+    def _tile_iteration(
+        self, loop: Loop, split: Split, seeds: list[tuple[Operand, ir.Value]], left: dict[Site, ir.Value]
+    ) -> None:
+        """One iteration of the parallel part, backwards."""
+        plan, b = self.plan, self.b
+        for site in split.parallel:
+            if site in plan.recomputed:
+                if site in plan.stored:
+                    self.values[site] = self.load(self.place(plan.stored[site], loop))
+                else:
+                    self.values[site] = self.value(site, check=False)
+        if left:
+            assert loop.loop is not None
+            last = b.icmp_signed("==", b.add(self.t[loop], _number(1)), self.end[loop])
+            for site, g in left.items():
+                self.bar[site] = b.select(last, g, ZERO)
+        for operand, g in reversed(seeds):
+            if plan.is_active(operand):
+                self._accumulate(operand, g)
+        for site in reversed(split.parallel):
+            if site in plan.active:
+                self._pull_back(site)
+
+    def _clear(self, pointer: ir.Value, builder: ir.IRBuilder | None = None) -> None:
+        """Set `LANES` numbers to 0."""
+        b = builder or self.b
+        b.store(ir.Constant(VECTOR, [0.0] * LANES), b.bitcast(pointer, VECTOR.as_pointer())).align = 8
+
+    def padded_buffer(self) -> ir.Value:
+        """A tile with zeros before it; those after it are written when its length is known."""
+        buffer = self.slots.bitcast(self.slots.alloca(DOUBLE, size=TILE + 3 * LANES), POINTER)
+        self._clear(self.slots.gep(buffer, [_number(0)], source_etype=DOUBLE), self.slots)
+        return self.slots.gep(buffer, [_number(LANES)], source_etype=DOUBLE)
+
+    def _add_tiles(self, loop: Loop, start: ir.Value, stop: ir.Value, buffers: dict[Memory, ir.Value]) -> None:
+        """Add contributions to adjoints in memory: loads that walk side by side together, so that each place is added to once."""
+        b = self.b
+        grouped: set[Memory] = set()
+        for group in self.plan.shifts(loop, list(buffers)):
+            grouped.update(memory for memory, _ in group)
+            apart = [self.b.icmp_signed("!=", self._distance(group[0][0], memory), _number(shift * self._stride(memory))) for memory, shift in group[1:]]
+            differs = apart[0]
+            for condition in apart[1:]:
+                differs = b.or_(differs, condition)
+            with b.if_else(differs) as (separately, together):
+                with separately:
+                    for memory, _ in group:
+                        self._add_tile(loop, start, stop, memory, buffers[memory])
+                with together:
+                    self._add_group(loop, start, stop, group, buffers)
+        for memory, buffer in buffers.items():
+            if memory not in grouped:
+                self._add_tile(loop, start, stop, memory, buffer)
+
+    def _stride(self, memory: Memory) -> int:
+        assert isinstance(memory.address, Address)
+        return memory.address.stride
+
+    def _distance(self, a: Memory, b: Memory) -> ir.Value:
+        """From where `a` begins in this entry to where `b` does."""
+        return self.b.sub(self._origin(b), self._origin(a))
+
+    def _origin(self, memory: Memory) -> ir.Value:
+        address = memory.address
+        assert isinstance(address, Address)
+        return self.bases[memory] if address.per_entry else _number(address.base)
+
+    def _add_tile(self, loop: Loop, start: ir.Value, stop: ir.Value, memory: Memory, buffer: ir.Value) -> None:
+        address = memory.address
+        assert isinstance(address, Address)
+        apart = address.stride != 0 and (address.per_entry or address.table < 0)
+        with (self.in_parallel if apart else self.counting)(start, stop) as t:
+            self.t[loop] = t
+            pointer = self.pointer(self.address(memory), self.adjoints)
+            part = self.marked(self.b.load(self.buffered(buffer, start, t), typ=DOUBLE))
+            so_far = self.marked(self.b.load(pointer, typ=DOUBLE))
+            self.marked(self.b.store(self.b.fadd(so_far, part), pointer))
+
+    def _add_group(
+        self, loop: Loop, start: ir.Value, stop: ir.Value, group: list[tuple[Memory, int]], buffers: dict[Memory, ir.Value]
+    ) -> None:
+        b = self.b
+        leader = group[0][0]
+        low, high = min(shift for _, shift in group), max(shift for _, shift in group)
+        with self.in_parallel(b.add(start, _number(low)), b.add(stop, _number(high))) as t:
+            self.t[loop] = t
+            pointer = self.pointer(self.address(leader), self.adjoints)
+            total = self.marked(b.load(pointer, typ=DOUBLE))
+            for memory, shift in reversed(group):
+                at = self.buffered(buffers[memory], start, b.sub(t, _number(shift)))
+                total = b.fadd(total, self.marked(b.load(at, typ=DOUBLE)))
+            self.marked(b.store(total, pointer))
+
+    def _add_lanes(self, buffer: ir.Value, start: ir.Value, stop: ir.Value, slot: ir.Value) -> None:
+        """Add a tile to partial sums: iteration i to the one of its number modulo `LANES`."""
+        b = self.b
+        n = b.sub(stop, start)
+        before = b.block
+        block, after = self.function.append_basic_block("lanes"), self.function.append_basic_block("after")
+        so_far = b.load(slot, typ=VECTOR)
+        b.branch(block)
+        b.position_at_end(block)
+        i, total = b.phi(I64), b.phi(VECTOR)
+        part = b.load(b.bitcast(self.pointer(i, buffer), VECTOR.as_pointer()), typ=VECTOR)
+        part.align = 8
+        following, summed = b.add(i, _number(LANES)), b.fadd(total, part)
+        for phi, old, new in ((i, _number(0), following), (total, so_far, summed)):
+            phi.add_incoming(old, before)
+            phi.add_incoming(new, block)
+        b.cbranch(b.icmp_signed("<", following, n), block, after)
+        b.position_at_end(after)
+        b.store(summed, slot)
+
+
+def _identity(operand: Operand) -> Operand | Site:
+    return operand.site if isinstance(operand, Scope) else operand
 
 
 def _key(operand: Operand) -> Any:

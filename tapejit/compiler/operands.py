@@ -315,6 +315,23 @@ def _alike(a: Operand, b: Operand) -> bool:
     return a is b or (isinstance(a, Constant) and a == b) or (isinstance(a, Scope) and isinstance(b, Scope) and a.site is b.site)
 
 
+@kernel
+def _steady(keys, lag):
+    """How many iterations walk on from the one `lag` before, at the stride that is most frequent for their number modulo `lag`."""
+    n = 0
+    for residue in range(lag):
+        candidate, count = np.int64(0), 0
+        for t in range(lag + residue, keys.size, lag):
+            d = keys[t] - keys[t - lag]
+            if count == 0:
+                candidate, count = d, 1
+            else:
+                count += 1 if d == candidate else -1
+        for t in range(lag + residue, keys.size, lag):
+            n += keys[t] - keys[t - lag] == candidate
+    return n
+
+
 def cut(found: classify) -> bool:
     """Cut loops where their loads are affine in pieces, and put iterations together where all pieces have one short length.
 
@@ -330,11 +347,19 @@ def cut(found: classify) -> bool:
             continue
         marks = np.zeros(loop.n_iterations, np.bool_)
         n_pieces = loop.n_entries
+        unsteady = []
         for column in columns:
             own = np.zeros(loop.n_iterations, np.bool_)
-            n_breaks = _breaks(found.keys(column), loop.first, own)
-            if 2 * n_breaks <= loop.n_iterations:
+            keys = found.keys(column)
+            if 3 * _breaks(keys, loop.first, own) <= loop.n_iterations:
                 marks |= own
+            else:
+                unsteady.append(keys)
+        lag = _common_lag(loop, unsteady)
+        if lag:
+            _grouped(loop, lag)
+            changed = True
+            continue
         n_pieces += int(np.count_nonzero(marks))
         if n_pieces > loop.n_entries:
             changed |= _regroup(loop, marks) or (loop.n_iterations >= SHORTEST_PIECE * n_pieces and _split(loop, marks))
@@ -358,6 +383,19 @@ def _split(loop: Loop, marks: np.ndarray) -> bool:
     return True
 
 
+def _common_lag(loop: Loop, columns: list[np.ndarray]) -> int:
+    """Over how many iterations columns are steady that are not from one to the next: 0 if none, or too many to put together."""
+    if not columns or any(isinstance(node, Loop) for node in loop.body):
+        return 0
+    n = loop.n_iterations
+    for lag in range(2, 9):
+        if (loop.trips % lag).any() or lag * len(loop.body) > LONGEST_GROUP:
+            continue
+        if all(4 * _steady(keys, lag) >= 3 * (n - lag) for keys in columns):
+            return lag
+    return 0
+
+
 def _regroup(loop: Loop, marks: np.ndarray) -> bool:
     """Make one iteration of every few, if all pieces are that long and the body is small."""
     if any(isinstance(node, Loop) for node in loop.body):
@@ -368,6 +406,12 @@ def _regroup(loop: Loop, marks: np.ndarray) -> bool:
     length = int(pieces[0])
     if (pieces != length).any() or length * len(loop.body) > LONGEST_GROUP or length >= 64:
         return False
+    _grouped(loop, length)
+    return True
+
+
+def _grouped(loop: Loop, length: int) -> None:
+    """Make one iteration of every `length`."""
     parent = loop.loop
     assert parent is not None
     grouped = Loop(loop.trips // length)
@@ -377,4 +421,3 @@ def _regroup(loop: Loop, marks: np.ndarray) -> bool:
         for node in loop.body:
             assert isinstance(node, Site)
             grouped.append(Site(node.code, node.guard, node.instructions[j::length]))
-    return True

@@ -24,16 +24,19 @@ from tapejit.compiler.nest import Loop, Site
 from tapejit.compiler.operands import Carried, Memory, Operand, Result, Scope, classify
 from tapejit.compiler.prune import OUTPUT
 from tapejit.expressions import Tree, names, parse
-from tapejit.ops import SELECT
+from tapejit.ops import ADD, SELECT, SUB
 from tapejit.sweeps.kernel import kernel
 
-__all__ = ["Address", "Place", "Plan", "partials_of", "value_of"]
+__all__ = ["WIDEST_SHIFT", "Address", "Place", "Plan", "Split", "partials_of", "value_of"]
 
 # Recomputed rather than kept, if their operands are there: a few cycles each.
 _CHEAP = {"positive", "add", "sub", "mul", "div", "neg", "square", "cube", "reciprocal", "sqrt", "length", "abs", "sign", "floor", "ceil", "rint",
           "trunc", "copysign", "maximum", "minimum", "fmax", "fmin", "select", "chain", "deg2rad", "rad2deg", "less", "less_equal", "greater",
           "greater_equal", "equal", "not_equal", "logical_and", "logical_or", "logical_xor", "logical_not", "isnan", "isinf", "isfinite",
           "signbit"}  # fmt: skip
+SHORTEST_TILED = 12  # iterations in an entry, on average, from which a loop is worked off in tiles
+LONGEST_BODY = 500  # sites in the body of one that is
+WIDEST_SHIFT = 8  # between loads whose adjoints are added up together
 CONTIGUOUS = 8  # stored values of one loop up to which each has an array of its own; above, those of an iteration stand side by side
 
 
@@ -117,6 +120,22 @@ def _affine(address, first):
     return everywhere, within, stride
 
 
+@dataclass(frozen=True)
+class Split:
+    """A loop whose iterations depend on each other by sums alone.
+
+    Attributes
+    ----------
+    parallel : list of Site
+        What every iteration computes by itself.
+    chains : list of (Carried, list of Site)
+        Each sum, and the additions of one iteration to it.
+    """
+
+    parallel: list[Site]
+    chains: list[tuple[Carried, list[Site]]]
+
+
 @dataclass
 class Plan:
     """Everything that `emit` must know of a nest."""
@@ -131,10 +150,12 @@ class Plan:
     def __post_init__(self) -> None:
         self.root, self.program = self.found.root, self.found.program
         self._tables: list[np.ndarray] = []
+        self._bases: dict[Memory, np.ndarray] = {}
         self._n_table = 0
         self._producers = {memory: self._producers_of(memory) for memory in self.found.memory}
         self._find_active()
         self._find_needed()
+        self.parallel = {loop: split for loop in self.root.loops() if (split := self._split(loop)) is not None}
         self._lay_out()
         self._find_addresses()
 
@@ -225,6 +246,64 @@ class Plan:
                 case (Carried() | Result()) as operand:
                     self._needed.add(operand)
 
+    # Parallel loops.
+
+    def _split(self, loop: Loop) -> Split | None:
+        """How an innermost loop splits into a parallel part and sums, None if it does not."""
+        if loop.loop is None or loop.n_iterations < SHORTEST_TILED * loop.n_entries or len(loop.body) > LONGEST_BODY:
+            return None
+        sites = [node for node in loop.body if isinstance(node, Site)]
+        if len(sites) < len(loop.body) or not self._reads_from_before(loop):
+            return None
+        serial: set[Site] = set()
+        for site in sites:
+            if any(o in serial if isinstance(o, Site) else _is_carried(o, loop) for o in map(_identity, site.operands)):
+                serial.add(site)
+        chains = []
+        for carried in self.found.carried:
+            if carried.home is loop:
+                chain = self._chain(carried, [site for site in sites if site in serial])
+                if chain is None:
+                    return None
+                chains.append((carried, chain))
+        if sum(len(chain) for _, chain in chains) != len(serial):
+            return None
+        results = {result.site for result in self.found.results}
+        inner = {site for _, chain in chains for site in chain[:-1]}
+        if inner & results:
+            return None
+        return Split([site for site in sites if site not in serial], chains)
+
+    def _reads_from_before(self, loop: Loop) -> bool:
+        """Whether no iteration reads what another one of the same entry wrote."""
+        before = np.repeat(self.found.start(loop)[loop.first[:-1]], loop.trips)
+        return all(
+            not memory.late and bool((memory.column < before).all()) for memory in self.found.memory if memory.home is loop
+        )
+
+    def _chain(self, carried: Carried, serial: list[Site]) -> list[Site] | None:
+        """The additions to a carried sum in one iteration, None if it is not just a sum that nothing else reads."""
+        if carried in self._needed or any(site in self._stores or site in self.recomputed for site in serial):
+            return None
+        chain: list[Site] = []
+        link: Operand | Site = carried
+        for site in serial:
+            operands = list(map(_identity, site.operands))
+            if link not in operands:
+                continue
+            if site.code not in (ADD, SUB) or site.guard or operands.count(link) > 1 or (site.code == SUB and operands[0] is not link):
+                return None
+            other = operands[1] if operands[0] is link else operands[0]
+            if other in serial or (isinstance(other, Carried) and other.home is carried.home):
+                return None
+            chain.append(site)
+            link = site
+        if not chain or chain[-1] is not carried.source:
+            return None
+        readers = [o for site in serial for o in map(_identity, site.operands) if o is carried or o in chain]
+        starts = [o for o in self.found.carried if o.start is carried]
+        return chain if len(readers) == len(chain) and not starts else None
+
     # Memory.
 
     def _lay_out(self) -> None:
@@ -276,6 +355,7 @@ class Plan:
                 memory.column, self.leaf_shift, self.program.n_inputs, base, stride, found.site_of, found.iteration_of, address
             )
             memory.address = self._fitted(address, memory.home)
+            self._bases[memory] = address[memory.home.first[:-1]]
         for loop in self.root.loops():
             if not loop.constant_trips:
                 self.trips[loop] = self._table(loop.first)
@@ -289,6 +369,31 @@ class Plan:
             return Address(stride=int(stride), table=self._table(bases), per_entry=True)
         return Address(table=self._table(address))
 
+    def shifts(self, loop: Loop, memories: list[Memory]) -> list[list[tuple[Memory, int]]]:
+        """Groups of loads in `loop` that mostly walk side by side: each with its distance, in strides, from the first of its group."""
+        groups: list[list[tuple[Memory, int]]] = []
+        starts: list[np.ndarray] = []
+        first = loop.first[:-1]
+        for memory in memories:
+            address = memory.address
+            assert isinstance(address, Address)
+            if address.stride == 0 or (address.table >= 0 and not address.per_entry):
+                continue
+            own = self._bases[memory] if address.per_entry else address.base + address.stride * first
+            for group, start in zip(groups, starts, strict=True):
+                leader = group[0][0].address
+                assert isinstance(leader, Address)
+                distances = own - start
+                usual = int(np.median(distances[loop.trips == loop.trips.max()]))
+                shift, rest = divmod(usual, address.stride)
+                if leader.stride == address.stride and rest == 0 and abs(shift) <= WIDEST_SHIFT:
+                    group.append((memory, shift))
+                    break
+            else:
+                groups.append([(memory, 0)])
+                starts.append(own)
+        return [group for group in groups if len(group) > 1 and max(k for _, k in group) - min(k for _, k in group) <= WIDEST_SHIFT]
+
     def _table(self, numbers: np.ndarray) -> int:
         at = self._n_table
         self._tables.append(numbers)
@@ -301,6 +406,14 @@ class Plan:
         if joined.size and joined.max() > np.iinfo(np.int32).max:
             raise OverflowError("addresses beyond 2**31")
         return joined.astype(np.int32)
+
+
+def _identity(operand: Operand) -> Operand | Site:
+    return operand.site if isinstance(operand, Scope) else operand
+
+
+def _is_carried(operand: Operand, loop: Loop) -> bool:
+    return isinstance(operand, Carried) and operand.home is loop
 
 
 def _source(operand: Carried | Result) -> Site:

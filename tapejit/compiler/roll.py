@@ -29,7 +29,9 @@ WINDOW = 12  # instructions that must agree before a period is tried; on the lev
 WINDOW_ABOVE = 2
 TRIES = 256  # earlier occurrences of a window that are tried as periods
 SMALLEST = 24  # instructions in all below which a repeat stays written out
-PERIODS = (128, 1024, 16384)  # the longest period that is tried, one after the other: so short inner loops are found before long ones around them
+# The longest period that is tried, one after the other: so short inner loops are found before long ones around them.
+PERIODS = (16, 64, 256, 2048, 16384)
+PERIODS_ABOVE = (2, 4, 8, 16, 32, 64, 256, 2048)
 UNROLL = 256  # instructions up to which a loop of constant length is written out inside another
 UNROLL_TRIPS = 16
 
@@ -165,7 +167,7 @@ def _next_level(symbols: np.ndarray, lengths: np.ndarray, window: int) -> _Level
     heads = np.full(1 << min(20, max(8, int(n).bit_length())), -1, np.int32)
     _next_occurrences(symbols, window, following, heads, np.empty(n, np.uint64))
     period, trips = np.zeros(n, np.int32), np.empty(n, np.int32)
-    for longest in PERIODS:
+    for longest in PERIODS if window == WINDOW else PERIODS_ABOVE:
         n_items = _find_runs(symbols, lengths, following, TRIES, longest, SMALLEST, period, trips)
         if n_items < n:
             break

@@ -32,6 +32,8 @@ SMALLEST = 24  # instructions in all below which a repeat stays written out
 # The longest period that is tried, one after the other: so short inner loops are found before long ones around them.
 PERIODS = (16, 64, 256, 2048, 16384)
 PERIODS_ABOVE = (2, 4, 8, 16, 32, 64, 256, 2048)
+LARGEST_SHIFT = 64  # items by which a run may begin later than it could
+LARGEST_SHIFTED = 4096  # instructions in an iteration of such a run
 UNROLL = 256  # instructions up to which a loop of constant length is written out inside another
 UNROLL_TRIPS = 16
 
@@ -66,7 +68,21 @@ def _next_occurrences(symbols, window, following, heads, hashes):
 
 
 @kernel
-def _find_runs(symbols, lengths, following, tries, longest, smallest, period, trips):
+def _best_shift(begins, operands, i, d, rest):
+    """Where a run that could begin anywhere from item i to ``i + rest`` should: there an iteration reads most of its own results."""
+    best, most = 0, -1
+    for shift in range(min(rest, LARGEST_SHIFT) + 1):
+        first, end = begins[i + d + shift], begins[i + 2 * d + shift]
+        own = 0
+        for m in range(first, end):
+            own += (operands[0, m] >= first) + (operands[1, m] >= first)
+        if own > most:
+            best, most = shift, own
+    return best
+
+
+@kernel
+def _find_runs(symbols, lengths, begins, operands, following, tries, longest, smallest, period, trips):
     """Greedy from the left: ``period[i] > 0`` where a run of ``trips[i]`` periods begins; else one item stays alone."""
     n = symbols.size
     i = 0
@@ -78,6 +94,7 @@ def _find_runs(symbols, lengths, following, tries, longest, smallest, period, tr
         n_trips = 1
         j = following[i]
         tried = 0
+        k = 0
         while j >= 0 and tried < tries and credit > 0:
             d = j - i
             if j + d > n or d > longest:
@@ -98,6 +115,15 @@ def _find_runs(symbols, lengths, following, tries, longest, smallest, period, tr
                 break
             j = following[j]
             tried += 1
+        if found > 0:
+            rest = k - (n_trips - 1) * found
+            size = begins[j] - begins[i]
+            if rest > 0 and credit > 0 and size < LARGEST_SHIFTED:
+                for _ in range(_best_shift(begins, operands, i, found, rest)):
+                    period[i] = 0
+                    n_items += 1
+                    i += 1
+                credit -= size * min(rest, LARGEST_SHIFT) // 4
         n_items += 1
         if found > 0:
             period[i], trips[i] = found, n_trips
@@ -160,15 +186,16 @@ class _Level:
     trips: np.ndarray
 
 
-def _next_level(symbols: np.ndarray, lengths: np.ndarray, window: int) -> _Level | None:
+def _next_level(symbols: np.ndarray, lengths: np.ndarray, operands: np.ndarray, window: int) -> _Level | None:
     """The level above a sequence of symbols, None if nothing repeats."""
     n = symbols.size
     following = np.empty(n, np.int32)
     heads = np.full(1 << min(20, max(8, int(n).bit_length())), -1, np.int32)
     _next_occurrences(symbols, window, following, heads, np.empty(n, np.uint64))
     period, trips = np.zeros(n, np.int32), np.empty(n, np.int32)
+    begins = np.concatenate([[0], np.cumsum(lengths)])
     for longest in PERIODS if window == WINDOW else PERIODS_ABOVE:
-        n_items = _find_runs(symbols, lengths, following, TRIES, longest, SMALLEST, period, trips)
+        n_items = _find_runs(symbols, lengths, begins, operands, following, TRIES, longest, SMALLEST, period, trips)
         if n_items < n:
             break
     else:
@@ -211,7 +238,7 @@ def roll(program: Program, max_sites: int = 20_000) -> Loop:
     lengths = np.ones(symbols.size, np.int64)
     levels: list[_Level] = []
     window = WINDOW
-    while len(levels) < 16 and (level := _next_level(symbols, lengths, window)) is not None:
+    while len(levels) < 16 and (level := _next_level(symbols, lengths, program.operands, window)) is not None:
         levels.append(level)
         symbols, lengths, window = level.symbols, level.lengths, WINDOW_ABOVE
     n_top = symbols.size

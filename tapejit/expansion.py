@@ -16,19 +16,21 @@ __all__ = ["expand"]
 AnyTape = TypeVar("AnyTape", bound=FlatTape)
 
 
-def expand(tape: FlatTape, into: AnyTape) -> AnyTape:
+def expand(tape: FlatTape, into: AnyTape, from_zero: bool = False) -> AnyTape:
     """Write `tape` to the empty tape `into` without blocks; inputs, outputs and guards keep their order.
 
-    A sum becomes a chain of additions in C order, a matrix product its multiplications and the chains that add them.
+    A sum becomes a chain of additions in C order, a matrix product its multiplications and the chains that add them. With `from_zero`
+    chains begin with 0.0, so that they are as long as what they add: the compiler then makes one loop of both.
     """
     place = np.zeros(tape.n_slots, np.int64)
     at = 1
     for block in tape.blocks():
         _scalars(tape, at, block.first, into, place)
-        place[block.first : block.first + block.size] = _expanded(tape, block, into, place)
+        place[block.first : block.first + block.size] = _expanded(tape, block, into, place, from_zero)
         at = block.first + block.size
     _scalars(tape, at, tape.n_slots, into, place)
     into.input_slots = [(int(place[first]) if size else 0, size) for first, size in tape.input_slots]
+    into.parameter_slots = [(int(place[first]) if size else 0, size) for first, size in tape.parameter_slots]
     into.output_slots = place[tape.output_slots]
     into.guards.extend(tape.guards, 0)
     for i, slot in enumerate(tape.guards.slot):
@@ -45,7 +47,7 @@ def _scalars(tape: FlatTape, start: int, stop: int, into: FlatTape, place: np.nd
         into.push_run(tape.opcode[run], place[tape.lhs[run]], place[tape.rhs[run]], tape.value[run])
 
 
-def _expanded(tape: FlatTape, block: Block, into: FlatTape, place: np.ndarray) -> np.ndarray:
+def _expanded(tape: FlatTape, block: Block, into: FlatTape, place: np.ndarray, from_zero: bool) -> np.ndarray:
     """Write one block out; gives the slots of its results."""
     value = tape.value
     if block.kind == ELEMENTWISE:
@@ -65,13 +67,13 @@ def _expanded(tape: FlatTape, block: Block, into: FlatTape, place: np.ndarray) -
     if block.kind == SUM:
         addends = _slots(block.operands[0], block.shape, into, place)
         result = Operand(0, 0, block.result_strides).elements(block.shape).reshape(-1)
-        return _chains(addends[np.argsort(result, kind="stable")].reshape(block.size, -1), into)
+        return _chains(addends[np.argsort(result, kind="stable")].reshape(block.size, -1), into, from_zero)
     m, k, n = block.shape
     a = _slots(block.operands[0], (m, k), into, place).reshape(m, 1, k)
     b = _slots(block.operands[1], (k, n), into, place).reshape(k, n).T.reshape(1, n, k)
     lhs, rhs = (slots.reshape(-1) for slots in np.broadcast_arrays(a, b))
     first = into.push_run(ops.MUL, lhs, rhs, into.value[lhs] * into.value[rhs])
-    return _chains((first + np.arange(m * n * k)).reshape(m * n, k), into)
+    return _chains((first + np.arange(m * n * k)).reshape(m * n, k), into, from_zero)
 
 
 def _slots(operand: Operand, shape: tuple[int, ...], into: FlatTape, place: np.ndarray) -> np.ndarray:
@@ -84,8 +86,10 @@ def _slots(operand: Operand, shape: tuple[int, ...], into: FlatTape, place: np.n
     return place[elements]
 
 
-def _chains(addends: np.ndarray, into: FlatTape) -> np.ndarray:
+def _chains(addends: np.ndarray, into: FlatTape, from_zero: bool) -> np.ndarray:
     """Add up every row of a matrix of slots, all rows one step at a time; gives the slots of the sums."""
+    if from_zero:
+        addends = np.concatenate([np.zeros((len(addends), 1), addends.dtype), addends], axis=1)  # slot 0 is the constant 0.0
     n_rows, n_steps = addends.shape
     if n_steps == 1:
         return addends[:, 0]

@@ -53,6 +53,13 @@ class Loop(Node):
         node.loop, node.position = self, len(self.body)
         self.body.append(node)
 
+    def replace(self, old: Loop, new: list[Loop]) -> None:
+        """Put other loops in the place of one."""
+        at = old.position
+        self.body[at : at + 1] = new
+        for position, node in enumerate(self.body):
+            node.loop, node.position = self, position
+
     @property
     def n_entries(self) -> int:
         return self.trips.size

@@ -23,10 +23,12 @@ from tapejit.compiler.nest import Loop, Node, Site
 from tapejit.compiler.prune import ABSENT, Program
 from tapejit.sweeps.kernel import kernel
 
-__all__ = ["Carried", "Constant", "Memory", "Operand", "Result", "Scope", "classify", "cut"]
+__all__ = ["Carried", "Constant", "Memory", "Operand", "Result", "Scope", "classify", "cut", "fuse"]
 
 SHORTEST_PIECE = 6  # iterations in a piece, on average, from which cutting pays
 LONGEST_GROUP = 400  # instructions of a few iterations that are put together
+MOST_APART, SHORTEST_APART, LARGEST_APART = 8, 64, 32  # pieces of a loop that become loops of their own; iterations; sites
+LARGEST_FUSED = 200  # sites of two loops that become one
 
 
 @dataclass(frozen=True)
@@ -367,10 +369,17 @@ def cut(found: classify) -> bool:
 
 
 def _split(loop: Loop, marks: np.ndarray) -> bool:
-    """Put a loop over pieces around `loop`."""
+    """Put a loop over pieces around `loop`; a few long pieces become loops of their own."""
     marks[loop.first[:-1]] = True
     starts = np.flatnonzero(marks)
     pieces = np.diff(np.append(starts, loop.n_iterations))
+    if loop.n_entries == 1 and len(loop.body) <= LARGEST_APART and all(isinstance(node, Site) for node in loop.body):
+        # A piece of one iteration may be the beginning of a sum, which is carried on in the next.
+        begins = np.append(True, pieces[:-1] > 1)
+        longer = np.diff(np.append(starts[begins], loop.n_iterations))
+        if 1 < longer.size <= MOST_APART and longer.min() >= SHORTEST_APART:
+            _take_apart(loop, starts[begins], longer)
+            return True
     outer = Loop(np.bincount(loop.entry[starts], minlength=loop.n_entries))
     inner = Loop(pieces)
     parent = loop.loop
@@ -380,6 +389,77 @@ def _split(loop: Loop, marks: np.ndarray) -> bool:
     for node in loop.body:
         inner.append(node)
     outer.append(inner)
+    return True
+
+
+def _take_apart(loop: Loop, starts: np.ndarray, pieces: np.ndarray) -> None:
+    """Make every piece of an innermost loop a loop of its own."""
+    parent = loop.loop
+    assert parent is not None
+    own = []
+    for start, size in zip(starts, pieces, strict=True):
+        piece = Loop(np.array([size]))
+        for node in loop.body:
+            assert isinstance(node, Site)
+            piece.append(Site(node.code, node.guard, node.instructions[start : start + size]))
+        own.append(piece)
+    parent.replace(loop, own)
+
+
+def fuse(found: classify) -> bool:
+    """Make one loop of two that follow each other, run equally often, and hand results on from iteration to iteration at most.
+
+    Returns
+    -------
+    bool
+        Whether anything was changed: the operands must then be found again.
+    """
+    changed = False
+    for parent in list(found.root.loops()):
+        k = 0
+        while k + 1 < len(parent.body):
+            first, second = parent.body[k : k + 2]
+            if isinstance(first, Loop) and isinstance(second, Loop) and _fit(found, first, second):
+                fused = Loop(first.trips)
+                for node in [*first.body, *second.body]:
+                    fused.append(node)
+                parent.replace(first, [fused])
+                parent.replace(second, [])
+                changed = True
+            else:
+                k += 1
+    return changed
+
+
+def _fit(found: classify, first: Loop, second: Loop) -> bool:
+    """Whether two neighbouring loops may become one: then every read of the other's results is of the same iteration."""
+    if not np.array_equal(first.trips, second.trips) or len(first.body) + len(second.body) > LARGEST_FUSED:
+        return False
+    nodes = [*first.body, *second.body]
+    if any(isinstance(node, Loop) for node in nodes):
+        return False
+    numbers = np.array([node.number for node in first.body if isinstance(node, Site)])
+    if numbers.min() < 0:  # fused a moment ago: its sites have not been numbered again
+        return False
+    low, high = numbers.min(), numbers.max()
+    for site in second.body:
+        assert isinstance(site, Site)
+        if site.number < 0:
+            return False
+        for k in range(3):
+            column = found.program.operands[k][site.instructions]
+            if not _reads_alike(column, found.site_of, found.iteration_of, low, high):
+                return False
+    return True
+
+
+@kernel
+def _reads_alike(column, site_of, iteration_of, low, high):
+    """Whether what a column reads of the sites low .. high is of the same iteration."""
+    for t in range(column.size):
+        v = column[t]
+        if v >= 0 and low <= site_of[v] <= high and iteration_of[v] != t:
+            return False
     return True
 
 

@@ -20,9 +20,11 @@ def expand(tape: FlatTape, into: AnyTape, from_zero: bool = False) -> AnyTape:
     """Write `tape` to the empty tape `into` without blocks; inputs, outputs and guards keep their order.
 
     A sum becomes a chain of additions in C order, a matrix product its multiplications and the chains that add them. With `from_zero`
-    chains begin with 0.0, so that they are as long as what they add: the compiler then makes one loop of both.
+    chains begin with 0.0, so that they are as long as what they add: the compiler then makes one loop of both. `into.sums` then lists the
+    runs of slots that add up whole blocks.
     """
     place = np.zeros(tape.n_slots, np.int64)
+    into.sums = []
     at = 1
     for block in tape.blocks():
         _scalars(tape, at, block.first, into, place)
@@ -98,5 +100,7 @@ def _chains(addends: np.ndarray, into: FlatTape, from_zero: bool) -> np.ndarray:
     first = into.n_slots
     own = first + np.arange(n_rows * (n_steps - 1)).reshape(n_steps - 1, n_rows)
     before = np.concatenate([addends[:, :1].T, own[:-1]])
+    if from_zero and n_rows == 1:
+        into.sums.append((first, n_steps - 1))
     into.push_run(ops.ADD, before.reshape(-1), addends[:, 1:].T.reshape(-1), partial_sums.T.reshape(-1))
     return own[-1]

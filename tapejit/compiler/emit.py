@@ -1,8 +1,9 @@
 """The fifth stage: LLVM IR for the forward and the reverse kernel of a planned nest.
 
-``forward(memory, tables)`` computes all values and returns 0; not 0 if a decision changed, or an argument left the range in which the
-inlined functions are right. ``reverse(memory, adjoints, tables)`` then hands the adjoints of the outputs, which stand in `adjoints`,
-back to the inputs. Loops count through all iterations of all entries, so that one counter finds every place in memory.
+``forward(inputs, memory, tables)`` computes all values and returns 0; not 0 if a decision changed, or an argument left the range in which the
+inlined functions are right. ``reverse(inputs, memory, input_adjoints, adjoints, tables)`` then hands the adjoints of the outputs, which stand in
+`adjoints`, back to the inputs. Unless `Plan.inputs_apart`, inputs stand at the beginning of `memory`, their adjoints at that of `adjoints`, and the
+arguments for them are not used. Loops count through all iterations of all entries, so that one counter finds every place in memory.
 
 Every loop runs at least once when it is entered. So what its last iteration computed is defined where it is left, and a
 `Result` is the register itself.
@@ -17,11 +18,12 @@ from typing import Any
 
 import llvmlite.ir as ir
 
+from tapejit import layout
 from tapejit.compiler.functions import Functions
 from tapejit.compiler.nest import Loop, Node, Site
 from tapejit.compiler.operands import Carried, Constant, Memory, Operand, Result, Scope
 from tapejit.compiler.plan import WIDEST_SHIFT, Address, Place, Plan, Split, partials_of, value_of
-from tapejit.compiler.prune import EXPECTS_FALSE, EXPECTS_TRUE, NO_GUARD, OUTPUT
+from tapejit.compiler.prune import EXPECTS_FALSE, EXPECTS_TRUE, OUTPUT, SUM_STEP
 from tapejit.expressions import names
 from tapejit.ops import CHAIN, DIV, POSITIVE, SELECT, SUB
 
@@ -29,7 +31,10 @@ __all__ = ["emit"]
 
 DOUBLE, I32, I64, BOOL, POINTER = ir.DoubleType(), ir.IntType(32), ir.IntType(64), ir.IntType(1), ir.PointerType()
 ZERO = ir.Constant(DOUBLE, 0.0)
-TILE = 128  # iterations of a parallel loop that are worked off together, so that their values stay in the first-level cache
+TILE = (
+    layout.TILE
+)  # iterations of a parallel loop that are worked off together: as in the sweeps, whose sums are the same then
+ROOM = 4096  # doubles in all buffers of such a loop backwards, so that they stay in the first-level cache
 LANES = WIDEST_SHIFT  # partial sums of an adjoint in a parallel loop
 VECTOR = ir.VectorType(DOUBLE, LANES)
 
@@ -76,8 +81,7 @@ class _Kernel:
         self.group: ir.Value | None = None  # the access group of the parallel loop that is being emitted
         self.n_groups = 0
         self.status = self.slot(I64, _number(0))
-        self.memory = self.function.args[0]
-        self.tables = self.function.args[-1]
+        self.inputs, self.memory, self.tables = self.function.args[0], self.function.args[1], self.function.args[-1]
         self.users = self._users()
 
     def build(self) -> None:
@@ -162,14 +166,14 @@ class _Kernel:
             yield
 
     @contextmanager
-    def tiles(self, loop: Loop) -> Iterator[tuple[ir.Value, ir.Value]]:
-        """The iterations of one entry in runs of at most `TILE`: (first, end) of each."""
+    def tiles(self, loop: Loop, tile: int = TILE) -> Iterator[tuple[ir.Value, ir.Value]]:
+        """The iterations of one entry in runs of at most `tile`: (first, end) of each."""
         first, end = self.bounds(loop)
-        if 0 < loop.constant_trips <= TILE:
+        if 0 < loop.constant_trips <= tile:
             yield first, end
             return
-        with self.counting(first, end, TILE) as start:
-            stop = self.b.add(start, _number(TILE))
+        with self.counting(first, end, tile) as start:
+            stop = self.b.add(start, _number(tile))
             yield start, self.b.select(self.b.icmp_signed("<", stop, end), stop, end)
 
     @property
@@ -214,6 +218,13 @@ class _Kernel:
             return self.table(b.add(t, _number(address.table)))
         return b.add(_number(address.base), b.mul(t, _number(address.stride)))
 
+    def array_of(self, memory: Memory) -> ir.Value:
+        """The array that a load is from."""
+        return self.inputs if self.is_input(memory) else self.memory
+
+    def is_input(self, memory: Memory) -> bool:
+        return self.plan.inputs_apart and memory in self.plan.of_inputs
+
     def place(self, place: Place, loop: Loop) -> ir.Value:
         return self.b.add(_number(place.base), self.b.mul(self.t[loop], _number(place.stride)))
 
@@ -236,9 +247,9 @@ class _Kernel:
             case Scope(site=site):
                 return self.values[site]
             case Memory(late=True):
-                return self.load(self.address(operand))
+                return self.load(self.address(operand), self.array_of(operand))
             case Memory() if operand not in self.values:
-                self.values[operand] = self.load(self.address(operand))
+                self.values[operand] = self.load(self.address(operand), self.array_of(operand))
         return self.values[operand]
 
     def value(self, site: Site, check: bool) -> ir.Value:
@@ -287,7 +298,7 @@ class _Kernel:
 
 
 class _Forward(_Kernel):
-    name, arguments = "forward", ("memory", "tables")
+    name, arguments = "forward", ("inputs", "memory", "tables")
 
     def body(self, loop: Loop) -> None:
         results = [operand for operand in self.plan.kept if isinstance(operand, Result) and operand.home is loop]
@@ -332,6 +343,9 @@ class _Forward(_Kernel):
         slots = {carried: self.slot() for carried, _ in split.chains}
         for carried, slot in slots.items():
             b.store(self.read(carried.start), slot)
+        lost = {carried: self.slot() for carried, chain in split.chains if self._is_whole_sum(carried, chain)}
+        for slot in lost.values():
+            b.store(ZERO, slot)
         added = {o.site for _, chain in split.chains for site in chain for o in site.operands if isinstance(o, Scope)}
         buffers = {site: self.buffer() for site in split.parallel if site in added}
         with self.tiles(loop) as (start, stop):
@@ -345,32 +359,87 @@ class _Forward(_Kernel):
                         self.marked(b.store(value, self.buffered(buffers[site], start, t)))
                     self.guard(site, value)
             self.forget(loop)
-            if split.chains:
+            whole = [(carried, chain[0]) for carried, chain in split.chains if self._is_whole_sum(carried, chain)]
+            for carried, site in whole:
+                addends = buffers[_identity(site.operands[1])]
+                self._add_compensated(self._tile_sum(addends, b.sub(stop, start)), slots[carried], lost[carried])
+            stepwise = [(carried, chain) for carried, chain in split.chains if carried not in lost]
+            if stepwise:
                 computed = {site: self.values[site] for site in added & buffers.keys()}
                 with self.counting(start, stop) as t:
                     self.t[loop] = t
                     for site in computed:
                         self.values[site] = b.load(self.buffered(buffers[site], start, t), typ=DOUBLE)
-                    for carried, chain in split.chains:
+                    for carried, chain in stepwise:
                         self.values[carried] = b.load(slots[carried], typ=DOUBLE)
                         for site in chain:
                             self.values[site] = self.value(site, check=False)
                         b.store(self.values[carried.source], slots[carried])
                 self.values.update(computed)
                 self.forget(loop)
+        for carried, slot in lost.items():
+            total, rest = b.load(slots[carried], typ=DOUBLE), b.load(slot, typ=DOUBLE)
+            is_finite = b.fcmp_ordered("<", self._absolute(rest), ir.Constant(DOUBLE, float("inf")))
+            self.values[carried.source] = b.select(is_finite, b.fadd(total, rest), total)
+
+    def _is_whole_sum(self, carried: Carried, chain: list[Site]) -> bool:
+        """Whether a chain is the sum of a block, from its beginning."""
+        first = chain[0]
+        return (
+            len(chain) == 1
+            and first.guard == SUM_STEP
+            and first.operands[0] is carried
+            and isinstance(first.operands[1], Scope)
+            and carried.start == Constant(0.0)
+        )
+
+    def _absolute(self, x: ir.Value) -> ir.Value:
+        return self.functions.call(self.b, "abs", [x])
+
+    def _tile_sum(self, buffer: ir.Value, n: ir.Value) -> ir.Value:
+        """Sum of a tile, as `tapejit.sweeps.blocks.sum_tile` has it: eight lanes, then the rest."""
+        b = self.b
+        total = self.slot()
+        lanes = self.slot(VECTOR)
+        b.store(ir.Constant(VECTOR, [0.0] * LANES), lanes)
+        whole = b.and_(n, _number(-LANES))
+        with b.if_then(b.icmp_signed(">", whole, _number(0))):
+            with self.counting(_number(0), whole, LANES) as i:
+                part = b.load(b.bitcast(self.pointer(i, buffer), VECTOR.as_pointer()), typ=VECTOR)
+                part.align = 8
+                b.store(b.fadd(b.load(lanes, typ=VECTOR), part), lanes)
+        summed = b.load(lanes, typ=VECTOR)
+        parts = [b.extract_element(summed, ir.Constant(I32, lane)) for lane in range(LANES)]
+        while len(parts) > 1:
+            parts = [b.fadd(x, y) for x, y in zip(parts[::2], parts[1::2], strict=True)]
+        b.store(parts[0], total)
+        with b.if_then(b.icmp_signed("<", whole, n)):
+            with self.counting(whole, n) as i:
+                b.store(b.fadd(b.load(total, typ=DOUBLE), self.load(i, buffer)), total)
+        return b.load(total, typ=DOUBLE)
+
+    def _add_compensated(self, part: ir.Value, total_slot: ir.Value, lost_slot: ir.Value) -> None:
+        """Add to a sum, and what rounding has lost to another, as `tapejit.sweeps.blocks.add_compensated` has it."""
+        b = self.b
+        total, lost = b.load(total_slot, typ=DOUBLE), b.load(lost_slot, typ=DOUBLE)
+        grown = b.fadd(total, part)
+        is_larger = b.fcmp_ordered(">=", self._absolute(total), self._absolute(part))
+        large, small = b.select(is_larger, total, part), b.select(is_larger, part, total)
+        b.store(b.fadd(lost, b.fadd(b.fsub(large, grown), small)), lost_slot)
+        b.store(grown, total_slot)
 
     def guard(self, site: Site, value: ir.Value) -> None:
-        if site.guard != NO_GUARD:
+        if site.guard in (EXPECTS_FALSE, EXPECTS_TRUE):
             expected = ir.Constant(DOUBLE, {EXPECTS_TRUE: 1.0, EXPECTS_FALSE: 0.0}[site.guard])
             self.note(self.b.fcmp_unordered("!=", value, expected))
 
 
 class _Reverse(_Kernel):
-    name, arguments = "reverse", ("memory", "adjoints", "tables")
+    name, arguments = "reverse", ("inputs", "memory", "input_adjoints", "adjoints", "tables")
 
     def __init__(self, plan: Plan, module: ir.Module, functions: Functions) -> None:
         super().__init__(plan, module, functions)
-        self.adjoints = self.function.args[1]
+        self.input_adjoints, self.adjoints = self.function.args[2:4]
         self.bars: list[dict[Any, ir.Value]] = [{}]
         self.outside = self._outside()
 
@@ -429,6 +498,10 @@ class _Reverse(_Kernel):
 
     # Adjoints.
 
+    def adjoints_of(self, memory: Memory) -> ir.Value:
+        """The array that the adjoint of a load is added to."""
+        return self.input_adjoints if self.is_input(memory) else self.adjoints
+
     def _accumulate(self, operand: Operand, contribution: ir.Value) -> None:
         """Add to the adjoint of an operand."""
         if isinstance(operand, Memory) and operand.late:
@@ -439,7 +512,7 @@ class _Reverse(_Kernel):
         self.bar[key] = contribution if known is None else self.b.fadd(known, contribution)
 
     def _add(self, memory: Memory, contribution: ir.Value) -> None:
-        pointer = self.pointer(self.address(memory), self.adjoints)
+        pointer = self.pointer(self.address(memory), self.adjoints_of(memory))
         self.b.store(self.b.fadd(self.b.load(pointer, typ=DOUBLE), contribution), pointer)
 
     def _pull_back(self, site: Site) -> None:
@@ -535,7 +608,6 @@ class _Reverse(_Kernel):
         for operand, slot in starts.items():
             self._accumulate(operand.start, b.load(slot, typ=DOUBLE))
 
-
     def _tiled(self, loop: Loop, split: Split) -> None:
         """A parallel loop: contributions into buffers, which vectorises, then into memory one operand after the other; sums in lanes.
 
@@ -561,7 +633,11 @@ class _Reverse(_Kernel):
         lanes = {key: self.slot(VECTOR) for key in self.outside[loop]}
         for slot in lanes.values():
             b.store(ir.Constant(VECTOR, [0.0] * LANES), slot)
-        with self.tiles(loop) as (start, stop):
+        memories = [m for m in plan.found.memory if m.home is loop and plan.is_active(m)]
+        tile = TILE
+        while tile > 2 * LANES and tile * (len(memories) + len(lanes)) > ROOM:
+            tile //= 2
+        with self.tiles(loop, tile) as (start, stop):
             with self.in_parallel(start, stop) as t:
                 self.t[loop] = t
                 self.bars.append({})
@@ -626,12 +702,13 @@ class _Reverse(_Kernel):
         """Add contributions to adjoints in memory: loads that walk side by side together, so that each place is added to once."""
         b = self.b
         grouped: set[Memory] = set()
-        for group in self.plan.shifts(loop, list(buffers)):
+        apart = [[m for m in buffers if self.is_input(m) is of_inputs] for of_inputs in (True, False)]
+        for group in [*self.plan.shifts(loop, apart[0]), *self.plan.shifts(loop, apart[1])]:
             grouped.update(memory for memory, _ in group)
-            apart = [self.b.icmp_signed("!=", self._distance(group[0][0], memory), _number(shift * self._stride(memory))) for memory, shift in group[1:]]
-            differs = apart[0]
-            for condition in apart[1:]:
-                differs = b.or_(differs, condition)
+            differs = ir.Constant(BOOL, 0)
+            for memory, shift in group[1:]:
+                distance = _number(shift * self._stride(memory))
+                differs = b.or_(differs, b.icmp_signed("!=", self._distance(group[0][0], memory), distance))
             with b.if_else(differs) as (separately, together):
                 with separately:
                     for memory, _ in group:
@@ -661,20 +738,25 @@ class _Reverse(_Kernel):
         apart = address.stride != 0 and (address.per_entry or address.table < 0)
         with (self.in_parallel if apart else self.counting)(start, stop) as t:
             self.t[loop] = t
-            pointer = self.pointer(self.address(memory), self.adjoints)
+            pointer = self.pointer(self.address(memory), self.adjoints_of(memory))
             part = self.marked(self.b.load(self.buffered(buffer, start, t), typ=DOUBLE))
             so_far = self.marked(self.b.load(pointer, typ=DOUBLE))
             self.marked(self.b.store(self.b.fadd(so_far, part), pointer))
 
     def _add_group(
-        self, loop: Loop, start: ir.Value, stop: ir.Value, group: list[tuple[Memory, int]], buffers: dict[Memory, ir.Value]
+        self,
+        loop: Loop,
+        start: ir.Value,
+        stop: ir.Value,
+        group: list[tuple[Memory, int]],
+        buffers: dict[Memory, ir.Value],
     ) -> None:
         b = self.b
         leader = group[0][0]
         low, high = min(shift for _, shift in group), max(shift for _, shift in group)
         with self.in_parallel(b.add(start, _number(low)), b.add(stop, _number(high))) as t:
             self.t[loop] = t
-            pointer = self.pointer(self.address(leader), self.adjoints)
+            pointer = self.pointer(self.address(leader), self.adjoints_of(leader))
             total = self.marked(b.load(pointer, typ=DOUBLE))
             for memory, shift in reversed(group):
                 at = self.buffered(buffers[memory], start, b.sub(t, _number(shift)))

@@ -27,7 +27,11 @@ __all__ = ["Carried", "Constant", "Memory", "Operand", "Result", "Scope", "class
 
 SHORTEST_PIECE = 6  # iterations in a piece, on average, from which cutting pays
 LONGEST_GROUP = 400  # instructions of a few iterations that are put together
-MOST_APART, SHORTEST_APART, LARGEST_APART = 8, 64, 32  # pieces of a loop that become loops of their own; iterations; sites
+MOST_APART, SHORTEST_APART, LARGEST_APART = (
+    8,
+    64,
+    32,
+)  # pieces of a loop that become loops of their own; iterations; sites
 LARGEST_FUSED = 200  # sites of two loops that become one
 
 
@@ -314,7 +318,11 @@ def _place(source: Site, home: Loop) -> int:
 
 
 def _alike(a: Operand, b: Operand) -> bool:
-    return a is b or (isinstance(a, Constant) and a == b) or (isinstance(a, Scope) and isinstance(b, Scope) and a.site is b.site)
+    return (
+        a is b
+        or (isinstance(a, Constant) and a == b)
+        or (isinstance(a, Scope) and isinstance(b, Scope) and a.site is b.site)
+    )
 
 
 @kernel

@@ -10,7 +10,8 @@ Memory is one array of doubles, every value at a place of its own:
 | inputs | active stored values | parameters | constants | passive stored values, carried values, results |
 |---|---|---|---|---|
 
-The adjoints have an array of their own with the same places.
+The adjoints have an array of their own with the same places. Where every load is either of inputs or of other values (`Plan.inputs_apart`), inputs
+and their adjoints stay where the caller has them, and their places in memory are not used.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import numpy as np
 from tapejit import ops
 from tapejit.compiler.nest import Loop, Site
 from tapejit.compiler.operands import Carried, Memory, Operand, Result, Scope, classify
-from tapejit.compiler.prune import OUTPUT
+from tapejit.compiler.prune import EXPECTS_FALSE, EXPECTS_TRUE, OUTPUT
 from tapejit.expressions import Tree, names, parse
 from tapejit.ops import ADD, SELECT, SUB
 from tapejit.sweeps.kernel import kernel
@@ -151,6 +152,8 @@ class Plan:
         self.root, self.program = self.found.root, self.found.program
         self._tables: list[np.ndarray] = []
         self._bases: dict[Memory, np.ndarray] = {}
+        self.of_inputs: set[Memory] = set()  # loads of inputs and nothing else
+        self.inputs_apart = True  # whether no load is of inputs now and of something else then
         self._n_table = 0
         self._producers = {memory: self._producers_of(memory) for memory in self.found.memory}
         self._find_active()
@@ -278,7 +281,9 @@ class Plan:
         """Whether no iteration reads what another one of the same entry wrote."""
         before = np.repeat(self.found.start(loop)[loop.first[:-1]], loop.trips)
         return all(
-            not memory.late and bool((memory.column < before).all()) for memory in self.found.memory if memory.home is loop
+            not memory.late and bool((memory.column < before).all())
+            for memory in self.found.memory
+            if memory.home is loop
         )
 
     def _chain(self, carried: Carried, serial: list[Site]) -> list[Site] | None:
@@ -291,7 +296,12 @@ class Plan:
             operands = list(map(_identity, site.operands))
             if link not in operands:
                 continue
-            if site.code not in (ADD, SUB) or site.guard or operands.count(link) > 1 or (site.code == SUB and operands[0] is not link):
+            if (
+                site.code not in (ADD, SUB)
+                or site.guard in (EXPECTS_FALSE, EXPECTS_TRUE)
+                or operands.count(link) > 1
+                or (site.code == SUB and operands[0] is not link)
+            ):
                 return None
             other = operands[1] if operands[0] is link else operands[0]
             if other in serial or (isinstance(other, Carried) and other.home is carried.home):
@@ -346,15 +356,27 @@ class Plan:
 
     def _find_addresses(self) -> None:
         found = self.found
+        n_inputs = self.program.n_inputs
         base, stride = np.zeros(len(found.sites), np.int64), np.zeros(len(found.sites), np.int64)
         for site, place in self.stored.items():
             base[site.number], stride[site.number] = place.base, place.stride
         for memory in found.memory:
             address = np.empty(memory.column.size, np.int64)
             _addresses(
-                memory.column, self.leaf_shift, self.program.n_inputs, base, stride, found.site_of, found.iteration_of, address
+                memory.column,
+                self.leaf_shift,
+                self.program.n_inputs,
+                base,
+                stride,
+                found.site_of,
+                found.iteration_of,
+                address,
             )
             memory.address = self._fitted(address, memory.home)
+            if not self._producers[memory][1] and (address < n_inputs).all():
+                self.of_inputs.add(memory)
+            elif (address < n_inputs).any():
+                self.inputs_apart = False
             self._bases[memory] = address[memory.home.first[:-1]]
         for loop in self.root.loops():
             if not loop.constant_trips:
@@ -392,7 +414,11 @@ class Plan:
             else:
                 groups.append([(memory, 0)])
                 starts.append(own)
-        return [group for group in groups if len(group) > 1 and max(k for _, k in group) - min(k for _, k in group) <= WIDEST_SHIFT]
+        return [
+            group
+            for group in groups
+            if len(group) > 1 and max(k for _, k in group) - min(k for _, k in group) <= WIDEST_SHIFT
+        ]
 
     def _table(self, numbers: np.ndarray) -> int:
         at = self._n_table
@@ -418,5 +444,3 @@ def _is_carried(operand: Operand, loop: Loop) -> bool:
 
 def _source(operand: Carried | Result) -> Site:
     return operand.source if isinstance(operand, Carried) else operand.site
-
-

@@ -15,11 +15,11 @@ from tapejit.ops import BLOCK, CONSTANT, INPUT, POSITIVE, SELECT
 from tapejit.sweeps.kernel import kernel
 from tapejit.tape import FlatTape
 
-__all__ = ["ABSENT", "EXPECTS_FALSE", "EXPECTS_TRUE", "OUTPUT", "Program", "prune"]
+__all__ = ["ABSENT", "EXPECTS_FALSE", "EXPECTS_TRUE", "NO_GUARD", "OUTPUT", "SUM_STEP", "Program", "prune"]
 
 ABSENT = np.iinfo(np.int32).min  # an operand that a primitive lacks
 OUTPUT = BLOCK  # the code of an instruction that hands its operand out; a program has no blocks
-NO_GUARD, EXPECTS_FALSE, EXPECTS_TRUE = range(3)
+NO_GUARD, EXPECTS_FALSE, EXPECTS_TRUE, SUM_STEP = range(4)
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Program:
     operands : (3, n) int32 ndarray
         Operands x and y, and the condition of a `select`; `ABSENT` where there is none.
     guard : (n,) uint8 ndarray
-        Whether the result decided something, and which way.
+        Whether the result decided something, and which way; `SUM_STEP` for an addition in the sum of a block.
     n_inputs, n_parameters, n_constants : int
         Leaves, which are numbered in this order.
     constants : (n_constants,) float64 ndarray
@@ -139,6 +139,8 @@ def prune(tape: FlatTape) -> Program:
     decided[guard_slots[plain]] = np.where(expected[plain] == 1.0, EXPECTS_TRUE, EXPECTS_FALSE)
     n_live = int(np.count_nonzero(live))
     room = n_live + outputs.size + int(np.count_nonzero(~plain))
+    for first, size in tape.sums:
+        decided[first : first + size] = SUM_STEP
     code, guard = np.empty(room, np.uint8), np.zeros(room, np.uint8)
     operands = np.full((3, room), ABSENT, np.int32)
     constant_slots = np.empty(n_live, np.int64)

@@ -33,7 +33,12 @@ def median_time(f, setup=None, budget=1.0, max_repeats=25, warm_up=True):
 
 
 def interleaved(functions, rounds=9):
-    """Median seconds of each function of a dict, called in turn so that a busy moment strikes all of them.
+    """Median seconds of each function of a dict, called in turn so that a busy moment strikes all of them."""
+    return {name: statistics.median(times) for name, times in interleaved_samples(functions, rounds).items()}
+
+
+def interleaved_samples(functions, rounds=9):
+    """Seconds of each function of a dict, called in turn, once a round.
 
     Each is called a few times before it is timed: the function before has filled the caches with its own data, and threads of its BLAS may
     still be waiting for work on the other core.
@@ -46,7 +51,7 @@ def interleaved(functions, rounds=9):
             for _ in range(3):
                 f()
             times[name].append(seconds(f))
-    return {name: statistics.median(samples) for name, samples in times.items()}
+    return times
 
 
 @contextmanager

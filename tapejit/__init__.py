@@ -1,6 +1,7 @@
 """tapejit: exact gradients of large flat computations, from a flat tape swept by Numba."""
 
 from tapejit import errors, testing
+from tapejit.compiled import Compiled, compile
 from tapejit.derivatives import grad, hessian, hvp, jacobian, jvp, value_and_grad, vjp
 from tapejit.minimize import minimize
 from tapejit.native import native
@@ -16,11 +17,13 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Array",
+    "Compiled",
     "Interval",
     "Primitive",
     "Recording",
     "Tape",
     "Variable",
+    "compile",
     "debug",
     "errors",
     "grad",

@@ -6,7 +6,7 @@ plain numbers or, inside another transform, on the outer tape.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,9 +14,10 @@ from numba.core.dispatcher import Dispatcher
 
 from tapejit import sweeps
 from tapejit.errors import ShapeError, TapejitError
+from tapejit.parameters import on_tape
 from tapejit.recording.array import Array, actives, is_active, lift_array, scalar_or_array
 from tapejit.recording.nesting import Transcript, outer_tape
-from tapejit.recording.numpy_rules import value as plain_value
+from tapejit.recording.numpy_rules import plain_value
 from tapejit.recording.recorder import Tape, real_array
 
 __all__ = ["Call", "hessian_matrix", "hessian_product", "jacobian_matrix"]
@@ -45,6 +46,8 @@ class Call:
         Whether the tape ends with the transform.
     replayed : bool
         Whether the tape will be replayed: compiled code then keeps its decisions.
+    parameters : collection of int and str
+        Which of the other arguments, by position or by name, have their floats on the tape, where a replay may change them.
     """
 
     def __init__(
@@ -55,11 +58,13 @@ class Call:
         kwargs: dict | None = None,
         short_lived: bool = False,
         replayed: bool = False,
+        parameters: Collection[int | str] = (),
     ) -> None:
         self.tape = Tape()
         self.tape.short_lived = short_lived
         self.args = args
-        arguments = list(args)
+        self.parameters = parameters
+        arguments, keywords = list(args), dict(kwargs or {})
         self.shapes: list[tuple[int, ...]] = []
         self.scalar: list[bool] = []
         self.points: list[Any] = []
@@ -67,13 +72,22 @@ class Call:
             for i, x in enumerate(args):
                 if i in argnums:
                     arguments[i] = self._input(tape, x)
+            # After all inputs, so that parameters are one run of slots.
+            for i in range(len(args)):
+                if i in parameters:
+                    arguments[i] = on_tape(tape, arguments[i], is_compiled(f))
+            for name in keywords:
+                if name in parameters:
+                    keywords[name] = on_tape(tape, keywords[name], is_compiled(f))
+            tape.tries_parameters = bool(tape.parameter_slots)
             if is_compiled(f):
                 from tapejit.recording.native.calls import call
 
-                output = call(tape, f, arguments, kwargs or {}, args, keeps_guards=replayed, owns_arguments=replayed)
+                output = call(tape, f, arguments, keywords, args, keeps_guards=replayed, owns_arguments=replayed)
             else:
-                output = f(*arguments, **(kwargs or {}))
+                output = f(*arguments, **keywords)
             self._take_output(tape, output)
+            tape.tries_parameters = False
         outer = [operand.tape for x in self.points for operand in actives(x)] + [tape for _, _, tape in self.tape.links]
         self.outer = outer_tape(outer) if outer else None
         self._transcript: Transcript | None = None

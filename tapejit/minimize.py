@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from tapejit.calls import Call, hessian_matrix, is_compiled
+from tapejit.calls import Call, check_callable, hessian_matrix, is_compiled
+from tapejit.compiled import Compiled
 from tapejit.derivatives import hvp, jacobian
 from tapejit.errors import UnsupportedError
 from tapejit.recording.recorder import real_array
-from tapejit.replays import Recording, record
+from tapejit.replays import Recording
 
 __all__ = ["minimize"]
 
@@ -25,7 +26,7 @@ _PATIENCE = 20
 
 
 def minimize(
-    fun: Callable | Recording,
+    fun: Callable | Recording | Compiled,
     x0: Any,
     args: tuple = (),
     method: str = "L-BFGS-B",
@@ -44,7 +45,7 @@ def minimize(
 
     Parameters
     ----------
-    fun : callable or Recording
+    fun : callable, Recording or Compiled
         ``fun(x, *args)``, plain Python or NumPy code that returns a scalar; `x` has the shape of `x0`.
     x0 : float or array_like
         Where to start; any shape.
@@ -96,14 +97,19 @@ def minimize(
             f"method {method!r} uses no derivatives; choose one of {', '.join(_METHODS.values())}, or call SciPy itself"
         )
     start = real_array(x0, "x0")
-    recording: Recording | _Rerun
-    if isinstance(fun, Recording):
+    recording: Recording | Compiled | _Rerun
+    if isinstance(fun, (Recording, Compiled)):
         recording = fun
     elif is_compiled(fun):
         recording = _Rerun(fun, tuple(args))
     else:
-        recording = record(fun, _shaped(start.reshape(-1), start.shape), *args, on_branch_change=on_branch_change)
-    objective = _Objective(recording, start.shape, tuple(args) if isinstance(fun, Recording) and args else None)
+        x = _shaped(start.reshape(-1), start.shape)
+        check_callable(fun)
+        # Nothing but x changes, so data need no slots.
+        recording = Recording(fun, (x, *args), 0, on_branch_change, {}, parameters=False)
+    objective = _Objective(
+        recording, start.shape, tuple(args) if isinstance(fun, (Recording, Compiled)) and args else None
+    )
     with _Watch(objective, callback, progress, name) as watch:
         keywords: dict[str, Any] = {
             "jac": True,
@@ -176,7 +182,7 @@ class _Rerun:
 class _Objective:
     """Value and gradient for SciPy: flat vectors in and out, the best point kept."""
 
-    def __init__(self, recording: Recording | _Rerun, shape: tuple[int, ...], args: tuple | None) -> None:
+    def __init__(self, recording: Recording | Compiled | _Rerun, shape: tuple[int, ...], args: tuple | None) -> None:
         self.recording, self.shape, self.args = recording, shape, args
         self.best_x: np.ndarray | None = None
         self.best_loss = np.inf

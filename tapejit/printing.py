@@ -31,7 +31,7 @@ def summary(tape: FlatTape) -> str:
     """Slots, bytes, inputs, outputs, and how many of each primitive."""
     lines = [
         f"Tape of {tape.n_slots} slots, {tape.nbytes} bytes ({tape.nbytes / tape.n_slots:.1f} a slot)",
-        f"  inputs {tape.n_inputs}, outputs {tape.output_slots.size}, blocks {len(tape.block_at)}, guards {len(tape.guards.slot)}",
+        f"  inputs {tape.n_inputs}, {_parameters(tape)}outputs {tape.output_slots.size}, blocks {len(tape.block_at)}, guards {len(tape.guards.slot)}",
         "  opcodes " + ", ".join(f"{name} {count}" for name, count in histogram(tape).items()),
     ]
     return "\n".join(lines)
@@ -53,11 +53,17 @@ def listing(tape: FlatTape, first: int) -> str:
             continue
         op = ops.op_coded(int(opcode[slot]))
         operands = "".join(f" %{operand}" for operand in (lhs[slot], rhs[slot])[: op.arity])
-        lines.append(f"%{slot} = {op.name}{operands} -> {value[slot]}")
+        is_parameter = any(start <= slot < start + size for start, size in tape.parameter_slots)
+        lines.append(f"%{slot} = {'parameter' if is_parameter else op.name}{operands} -> {value[slot]}")
         slot += 1
     if slot < tape.n_slots:
         lines.append(f"... {tape.n_slots - slot} more slots")
     return "\n".join(lines)
+
+
+def _parameters(tape: FlatTape) -> str:
+    n = sum(size for _, size in tape.parameter_slots)
+    return f"parameters {n}, " if n else ""
 
 
 def _operand_text(operand: Operand) -> str:

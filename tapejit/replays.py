@@ -1,6 +1,7 @@
-"""Recordings: a function recorded once and replayed at new inputs.
+"""Recordings: a function recorded once and replayed at new inputs, and with new parameters.
 
-A replay costs a forward sweep instead of a recording, and notices a decision that would have gone the other way.
+A replay costs a forward sweep instead of a recording, and notices a decision that would have gone the other way. Floats among the other
+arguments are parameters: they have slots on the tape, so new data need no new recording (`tapejit.parameters`).
 """
 
 from __future__ import annotations
@@ -8,9 +9,10 @@ from __future__ import annotations
 import pickle
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -22,6 +24,7 @@ from tapejit.calls import (
     hessian_blocks,
     hessian_matrix,
     hessian_product,
+    is_compiled,
     jacobian_matrix,
     jacobian_parts,
     named,
@@ -30,10 +33,34 @@ from tapejit.calls import (
     tuple_of,
 )
 from tapejit.errors import BranchChangeError, BranchChangeWarning, ShapeError, TapejitError
+from tapejit.parameters import (
+    frozen,
+    handed,
+    key_with_parameters,
+    parameter_numbers,
+    static_key,
+    thawed,
+    write_parameters,
+)
 from tapejit.recording.array import is_active
-from tapejit.recording.recorder import Tape, open_tapes
+from tapejit.recording.recorder import Tape, open_tapes, real_array
+
+if TYPE_CHECKING:
+    from tapejit.compiled import Compiled
 
 __all__ = ["Recording", "record"]
+
+_MAX_TRIED = 6  # arguments that are tried one by one as parameters where the function does not take all of them
+
+
+@dataclass
+class Given:
+    """The arguments of one replay that are not differentiated: what they are compared by, and the parameters in them."""
+
+    others: tuple
+    keywords: dict
+    key: tuple
+    numbers: list
 
 
 class Recording:
@@ -43,6 +70,11 @@ class Recording:
     `on_branch_change` says what happens: ``"record"`` records the function again at the new inputs, ``"raise"`` raises
     BranchChangeError, and ``"warn"`` warns and returns what the recorded branch gives. Globals and closures stay as they were recorded.
 
+    Floats and float64 arrays among the arguments that are not differentiated, also in lists, tuples and dicts, are *parameters*: a replay may
+    give others (``args=``, ``kwargs=``) without recording again. All other arguments are *static*: compared by value, and another value
+    (or another shape of a parameter) records another variant; 16 are kept. An argument whose floats the function does not take as active
+    values (``int(n)``, a table for SciPy) is static as well, and `why_static` says why.
+
     Several threads may replay one recording at the same time.
 
     Attributes
@@ -51,10 +83,29 @@ class Recording:
         The current tape.
     n_recorded : int
         How many times the function was recorded.
+    parameters : tuple of int and str
+        The arguments that hold parameters: positions, and names of keyword arguments.
+    why_static : dict
+        For each argument whose floats are static instead, what happened when it was recorded as a parameter.
+
+    Examples
+    --------
+    >>> import numpy as np, tapejit as tj
+    >>> misfit = tj.record(lambda w, data, scale: np.sum((data - w) ** 2) / scale, 0.0, np.zeros(3), 1.0)
+    >>> misfit.value_and_grad(1.0, args=(np.array([1.0, 2.0, 3.0]), 2.0))
+    (2.5, -3.0)
+    >>> misfit.n_recorded, misfit.parameters
+    (1, (1, 2))
     """
 
     def __init__(
-        self, f: Callable, args: tuple, argnums: int | Sequence[int], on_branch_change: str, kwargs: dict
+        self,
+        f: Callable,
+        args: tuple,
+        argnums: int | Sequence[int],
+        on_branch_change: str,
+        kwargs: dict,
+        parameters: bool = True,
     ) -> None:
         if on_branch_change not in ("record", "raise", "warn"):
             raise ValueError(f'on_branch_change must be "record", "raise" or "warn", got {on_branch_change!r}')
@@ -63,68 +114,166 @@ class Recording:
                 "tj.record inside a function that is being differentiated would drop the outer derivative; use tj.value_and_grad"
             )
         self._f: Callable | None = f
+        self._native = is_compiled(f)
         self._argnums, self._single = normalised_argnums(argnums, len(args))
-        self._kwargs = _frozen(kwargs)
+        self._others = [i for i in range(len(args)) if i not in self._argnums]
+        self._has_parameters = parameters
         self.on_branch_change = on_branch_change
         self.n_recorded = 0
+        self.why_static: dict[int | str, str] = {}
         self._variants: dict[tuple, Variant] = {}
         self._lock = threading.RLock()
-        self._static = tuple(_frozen(x) for i, x in enumerate(args) if i not in self._argnums)
-        self._key = tuple(_static_key(x) for x in self._static)
-        self._current = self._record(tuple(args[i] for i in self._argnums), self._static, self._key)
+        self._given = self._arguments(
+            tuple(frozen(args[i]) for i in self._others), {name: frozen(x) for name, x in kwargs.items()}
+        )
+        self._current = self._record(tuple(args[i] for i in self._argnums), self._given)
         self._current.release()
 
     # Recording.
 
-    def _record(self, xs: Sequence[Any], static: tuple, key: tuple) -> Variant:
-        """Record at these inputs; replaces the variant of these static arguments. Its values are the caller's until released."""
+    def _record(self, xs: Sequence[Any], given: Given) -> Variant:
+        """Record at these inputs; replaces the variant of these arguments. Its values are the caller's until released."""
         if self._f is None:
             raise BranchChangeError(
                 "this recording was pickled without its function, so it cannot be recorded again; unpickle where it is defined"
             )
-        rest = iter(static)
-        args = tuple(
-            xs[self._argnums.index(i)] if i in self._argnums else next(rest)
-            for i in range(len(self._argnums) + len(static))
-        )
+        is_kept = given is self._given
+        others = given.others if is_kept else tuple(frozen(x) for x in given.others)
+        keywords = given.keywords if is_kept else {name: frozen(x) for name, x in given.keywords.items()}
         with _detached():
-            call = Call(self._f, tuple(_handed(x) for x in args), self._argnums, _handed(self._kwargs), replayed=True)
+            call, refused = self._recorded(xs, others, keywords)
         variant = Variant(call, [sorted(self._argnums).index(i) for i in self._argnums])
         variant.acquire()  # Before other threads can find it: a replay of theirs would overwrite the values of this recording.
         with self._lock:
             self.n_recorded += 1
-            self._variants.pop(key, None)
+            if refused:
+                self.why_static = {**self.why_static, **refused}
+                self._variants.clear()  # they are compared otherwise
+                kept = self._arguments(self._given.others, self._given.keywords)
+                self._given = kept
+            given = self._arguments(others, keywords, call.parameters)
+            if is_kept and given.key == self._given.key:
+                given = self._given
+                variant.holds = given
+            self._variants.pop(given.key, None)
             if len(self._variants) >= 16:
                 self._variants.pop(next(iter(self._variants)))
-            self._variants[key] = variant
+            self._variants[given.key] = variant
             self._current = variant
         return variant
 
-    def _arguments(self, args: tuple | None) -> tuple[tuple, tuple]:
-        """The static arguments, and what they are compared by."""
-        if args is None:
-            return self._static, self._key
-        if len(args) != len(self._static):
+    def _recorded(self, xs: Sequence[Any], others: tuple, keywords: dict) -> tuple[Call, dict[int | str, str]]:
+        """Record with as many arguments as parameters as the function takes; also says which of them it does not take, and why.
+
+        A function may ask what it is given (``isinstance(x, float)``) and do something else with an active value: the result must be the same.
+        """
+        wanted = self._parameters(others, keywords)
+        whole: Call | None = None
+        try:
+            whole = self._call(xs, others, keywords, wanted)
+        except Exception as error:
+            if not wanted:
+                raise
+            reason = _reason(error)
+        if whole is not None and (not wanted or self._native or self._agrees(whole, xs, others, keywords)):
+            return whole, {}
+        call = self._call(xs, others, keywords, [])  # What fails here too is an error of the function.
+        result = call.value()
+        if whole is not None:
+            if _is_same(whole.value(), result):
+                return whole, {}
+            reason = _OTHERWISE
+        kept: list[int | str] = []
+        refused: dict[int | str, str] = {}
+        for name in wanted if len(wanted) <= _MAX_TRIED else []:
+            if [*kept, name] == wanted:
+                refused[name] = reason
+                continue
+            try:
+                tried = self._call(xs, others, keywords, [*kept, name])
+            except Exception as error:
+                refused[name] = _reason(error)
+                continue
+            if _is_same(tried.value(), result):
+                call = tried
+                kept.append(name)
+            else:
+                refused[name] = _OTHERWISE
+        return call, refused or dict.fromkeys(wanted, reason)
+
+    def _agrees(self, call: Call, xs: Sequence[Any], others: tuple, keywords: dict) -> bool:
+        """Whether a recording gives what the function gives for plain numbers, as far as it can be called with them."""
+        assert self._f is not None  # checked by `_record`
+        numbers = [real_array(x, "an argument").copy() for x in xs]
+        arguments = self._in_order([float(x) if x.ndim == 0 else x for x in numbers], thawed(others))
+        try:
+            with np.errstate(all="ignore"):
+                return _is_same(call.value(), self._f(*arguments, **thawed(keywords)))
+        except Exception:  # Code may be written for active values: np.zeros(n, like=x) with a number x.
+            return False
+
+    def _in_order(self, xs: Sequence[Any], others: tuple) -> tuple:
+        """All positional arguments."""
+        rest = iter(others)
+        return tuple(
+            xs[self._argnums.index(i)] if i in self._argnums else handed(next(rest))
+            for i in range(len(xs) + len(others))
+        )
+
+    def _call(self, xs: Sequence[Any], others: tuple, keywords: dict, parameters: list[int | str]) -> Call:
+        assert self._f is not None  # checked by `_record`
+        arguments = self._in_order(xs, others)
+        return Call(self._f, arguments, self._argnums, handed(keywords), replayed=True, parameters=parameters)
+
+    def _parameters(self, others: tuple, keywords: dict) -> list[int | str]:
+        """The arguments that hold parameters, unless the function does not take them."""
+        if not self._has_parameters:
+            return []
+        named = [*zip(self._others, others, strict=True), *keywords.items()]
+        return [name for name, x in named if name not in self.why_static and parameter_numbers(x, self._native)]
+
+    def _arguments(self, others: tuple, keywords: dict, parameters: Collection[int | str] | None = None) -> Given:
+        """The arguments that are not differentiated: what they are compared by, and their parameters."""
+        numbers: list = []
+        keys = []
+        for name, x in [*zip(self._others, others, strict=True), *keywords.items()]:
+            is_static = name in self.why_static if parameters is None else name not in parameters
+            found = [] if is_static or not self._has_parameters else parameter_numbers(x, self._native)
+            keys.append((name, key_with_parameters(x, self._native) if found else static_key(x)))
+            numbers += found
+        return Given(others, keywords, tuple(keys), numbers)
+
+    def _given_now(self, args: tuple | None, kwargs: dict | None) -> Given:
+        """The arguments of a replay that are not differentiated; those of the recording where none are given."""
+        kept = self._given
+        if args is None and not kwargs:
+            return kept
+        others = kept.others if args is None else tuple(args)
+        if len(others) != len(kept.others):
             raise ShapeError(
-                f"args has {len(args)} entries, but the function has {len(self._static)} arguments besides the differentiated ones"
+                f"args has {len(others)} entries, but the function has {len(kept.others)} arguments besides the differentiated ones"
             )
-        static = tuple(_frozen(x) for x in args)
-        return static, tuple(_static_key(x) for x in static)
+        for name in kwargs or {}:
+            if name not in kept.keywords:
+                raise TypeError(
+                    f"the function was recorded without the keyword argument {name!r}; pass it to tj.record as well"
+                )
+        return self._arguments(others, {**kept.keywords, **(kwargs or {})})
 
     @contextmanager
-    def _replayed(self, x: Any, args: tuple | None) -> Iterator[tuple[Variant, np.ndarray]]:
+    def _replayed(self, x: Any, args: tuple | None, kwargs: dict | None) -> Iterator[tuple[Variant, np.ndarray]]:
         """The variant for these arguments, with an array of its values at `x`."""
-        if is_active([x, *(args or ())]):
+        if is_active([x, *(args or ()), *(kwargs or {}).values()]):
             raise TapejitError(
                 "a recording replays at plain numbers, so an active value would lose its derivative; call the function itself, or a "
                 "transform of it, or pass tj.value(x)"
             )
         xs = tuple_of(x, self._single, len(self._argnums), "x")
-        static, key = self._arguments(args)
-        variant = self._variants.get(key)
+        given = self._given_now(args, kwargs)
+        variant = self._variants.get(given.key)
         if variant is not None:
             with variant.values() as value:
-                change = variant.replay(xs, value)
+                change = variant.replay(xs, given, given is self._given, value)
                 if change is None or self.on_branch_change == "warn":
                     if change is not None:
                         warnings.warn(change, BranchChangeWarning, stacklevel=4)
@@ -132,15 +281,20 @@ class Recording:
                     return
             if self.on_branch_change == "raise":
                 raise BranchChangeError(change)
-        variant = self._record(xs, static, key)
+        variant = self._record(xs, given)
         try:
             yield variant, variant.tape.value
         finally:
             variant.release()
 
+    @property
+    def parameters(self) -> tuple[int | str, ...]:
+        """The arguments whose floats a replay may change without recording again: positions, and names of keyword arguments."""
+        return tuple(self._parameters(self._given.others, self._given.keywords))
+
     # What a replay gives.
 
-    def value(self, x: Any, args: tuple | None = None) -> Any:
+    def value(self, x: Any, args: tuple | None = None, kwargs: dict | None = None) -> Any:
         """The primal at `x`.
 
         Parameters
@@ -148,31 +302,34 @@ class Recording:
         x : array_like
             The differentiated argument, a tuple of them if `argnums` is a sequence.
         args : tuple, optional
-            The other arguments, if they differ from the recorded ones: compared by value, another value records another variant.
+            The other positional arguments, if they differ from the recorded ones: floats are parameters, which may have any value; the rest is
+            compared by value, and another value records another variant.
+        kwargs : dict, optional
+            Keyword arguments that differ from the recorded ones.
 
         Returns
         -------
         float or ndarray
         """
-        with self._replayed(x, args) as (variant, value):
+        with self._replayed(x, args, kwargs) as (variant, value):
             return variant.output(value)
 
-    def value_and_grad(self, x: Any, args: tuple | None = None) -> tuple[float, Any]:
+    def value_and_grad(self, x: Any, args: tuple | None = None, kwargs: dict | None = None) -> tuple[float, Any]:
         """The value of a scalar function and its gradient at `x`; arguments as for `value`."""
-        with self._replayed(x, args) as (variant, value):
+        with self._replayed(x, args, kwargs) as (variant, value):
             variant.call.require_scalar("a gradient")
             return variant.output(value), self._ordered(variant, variant.reverse(1.0, value))
 
-    def grad(self, x: Any, args: tuple | None = None) -> Any:
+    def grad(self, x: Any, args: tuple | None = None, kwargs: dict | None = None) -> Any:
         """The gradient of a scalar function at `x`; arguments as for `value`."""
-        return self.value_and_grad(x, args)[1]
+        return self.value_and_grad(x, args, kwargs)[1]
 
-    def vjp(self, x: Any, y_bar: Any, args: tuple | None = None) -> tuple[Any, Any]:
+    def vjp(self, x: Any, y_bar: Any, args: tuple | None = None, kwargs: dict | None = None) -> tuple[Any, Any]:
         """Value and adjoint at `x`: ``y = f(x)`` and ``x_bar = J(x).T @ y_bar``.
 
         Parameters
         ----------
-        x, args
+        x, args, kwargs
             As for `value`.
         y_bar : array_like
             The adjoint of the value, in its shape.
@@ -195,34 +352,34 @@ class Recording:
         >>> tape.vjp([3.0, 4.0], [1.0])
         (array([12.]), array([4., 3.]))
         """
-        with self._replayed(x, args) as (variant, value):
+        with self._replayed(x, args, kwargs) as (variant, value):
             return variant.output(value), self._ordered(variant, variant.reverse(y_bar, value))
 
-    def jvp(self, x: Any, x_dot: Any, args: tuple | None = None) -> tuple[Any, Any]:
+    def jvp(self, x: Any, x_dot: Any, args: tuple | None = None, kwargs: dict | None = None) -> tuple[Any, Any]:
         """Value and tangent at `x` along `x_dot`, in the shape of `x`; arguments as for `value`."""
-        with self._replayed(x, args) as (variant, value):
+        with self._replayed(x, args, kwargs) as (variant, value):
             tangent = np.zeros(variant.tape.n_slots)
             tangent[variant.tape.input_index()] = self._flat(variant, x_dot)
             sweeps.tangent(variant.tape, tangent, value)
             return variant.output(value), shaped(tangent[variant.call.output], variant.call.output_shape)
 
-    def hvp(self, x: Any, v: Any, args: tuple | None = None) -> Any:
+    def hvp(self, x: Any, v: Any, args: tuple | None = None, kwargs: dict | None = None) -> Any:
         """``H(x) @ v`` of a scalar function; `v` in the shape of `x`, arguments as for `value`."""
-        with self._replayed(x, args) as (variant, value):
+        with self._replayed(x, args, kwargs) as (variant, value):
             variant.call.require_scalar("a Hessian-vector product")
             product = hessian_product(variant.tape, variant.call.output, self._flat(variant, v), value)[1]
             return self._ordered(variant, variant.call._split(product))
 
-    def jacobian(self, x: Any, args: tuple | None = None) -> Any:
+    def jacobian(self, x: Any, args: tuple | None = None, kwargs: dict | None = None) -> Any:
         """The Jacobian at `x`, of shape ``value.shape + x.shape``; arguments as for `value`."""
-        with self._replayed(x, args) as (variant, value):
+        with self._replayed(x, args, kwargs) as (variant, value):
             call = variant.call
             parts = jacobian_parts(jacobian_matrix(variant.tape, call.output, value), call.output_shape, call.shapes)
             return self._ordered(variant, parts)
 
-    def hessian(self, x: Any, args: tuple | None = None) -> Any:
+    def hessian(self, x: Any, args: tuple | None = None, kwargs: dict | None = None) -> Any:
         """The Hessian of a scalar function at `x`, of shape ``x.shape + x.shape``; arguments as for `value`."""
-        with self._replayed(x, args) as (variant, value):
+        with self._replayed(x, args, kwargs) as (variant, value):
             variant.call.require_scalar("a Hessian")
             blocks = hessian_blocks(hessian_matrix(variant.tape, variant.call.output, value), variant.call.shapes)
             return (
@@ -251,6 +408,12 @@ class Recording:
     @property
     def nbytes(self) -> int:
         return self.tape.nbytes
+
+    def compile(self, **options: Any) -> Compiled:
+        """This recording compiled; `options` are `fast`, `threads` and `max_compile_seconds` as for `tapejit.compile`."""
+        from tapejit.compiled import compiled_recording
+
+        return compiled_recording(self, **options)
 
     def expand(self) -> Tape:
         """See `Tape.expand`."""
@@ -285,6 +448,7 @@ class Variant:
     def __init__(self, call: Call, order: Sequence[int]) -> None:
         self.call = call
         self.order = order
+        self.holds: Given | None = None  # whose parameters stand in the tape's own values
         call.args, call.points = (), []
         self._lock = threading.Lock()
 
@@ -310,11 +474,21 @@ class Variant:
         else:
             yield self.tape.value.copy()
 
-    def replay(self, xs: Sequence[Any], value: np.ndarray) -> str | None:
-        """Recompute `value` at new inputs; gives the decision that has changed, or None."""
+    def replay(self, xs: Sequence[Any], given: Given, is_kept: bool, value: np.ndarray) -> str | None:
+        """Recompute `value` at new inputs and parameters; gives the decision that has changed, or None.
+
+        Parameters that the recording keeps (`is_kept`) are not written where they stand already.
+        """
         by_position = [xs[self.order.index(i)] for i in range(len(self.order))]
         for (first, size), x, shape in zip(self.tape.input_slots, by_position, self.call.shapes, strict=True):
             value[first : first + size] = checked(x, shape, "x", "the recorded argument").reshape(-1)
+        is_own = value.ctypes.data == self.tape.value.ctypes.data
+        if not is_own:
+            write_parameters(self.tape, given.numbers, value)
+        elif self.holds is not given:
+            self.holds = None
+            write_parameters(self.tape, given.numbers, value)
+            self.holds = given if is_kept else None
         sweeps.forward(self.tape, value)
         return self.tape.branch_change(value)
 
@@ -326,7 +500,7 @@ class Variant:
         return self.call._split(sweeps.input_adjoint(self.tape, self.call.output, seeds.reshape(-1), value))
 
     def __getstate__(self) -> dict:
-        return {"call": self.call, "order": self.order}
+        return {"call": self.call, "order": self.order, "holds": None}
 
     def __setstate__(self, state: dict) -> None:
         self.__dict__.update(state)
@@ -345,59 +519,18 @@ def _detached() -> Iterator[None]:
         stack[:] = held
 
 
-def _frozen(x: Any) -> Any:
-    """A static argument as it is now: its arrays are copied, and read-only, so that a recording made later sees the same."""
-    if isinstance(x, np.ndarray):
-        frozen = x.copy()
-        frozen.flags.writeable = False
-        return frozen
-    if type(x) in (list, tuple):
-        return type(x)(_frozen(element) for element in x)
-    if type(x) is dict:
-        return {key: _frozen(given) for key, given in x.items()}
-    return x
+_OTHERWISE = "the function computes something else of active values than of floats: does it ask for their type, or draw random numbers?"
 
 
-def _handed(x: Any) -> Any:
-    """A static argument for the function: its lists and dicts are new ones, which it may change."""
-    if type(x) in (list, tuple):
-        return type(x)(_handed(element) for element in x)
-    if type(x) is dict:
-        return {key: _handed(given) for key, given in x.items()}
-    return x
+def _is_same(recorded: Any, result: Any) -> bool:
+    """Whether two results differ by rounding only."""
+    numbers, others = np.asarray(recorded), np.asarray(result, dtype=float)
+    return numbers.shape == others.shape and np.allclose(numbers, others, rtol=1e-9, atol=1e-14, equal_nan=True)
 
 
-class _Same:
-    """A static argument that cannot be compared by value: equal to itself only. Kept alive, so that its id is not used again."""
-
-    def __init__(self, x: Any) -> None:
-        self.x = x
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Same) and other.x is self.x
-
-    def __hash__(self) -> int:
-        return id(self.x)
-
-
-def _static_key(x: Any) -> Any:
-    """A static argument as something to compare by value."""
-    if isinstance(x, np.ndarray):
-        if x.dtype.hasobject:
-            return ("ndarray", x.dtype.str, x.shape, *(_static_key(element) for element in x.reshape(-1).tolist()))
-        return ("ndarray", x.dtype.str, x.shape, x.tobytes())
-    if isinstance(x, (list, tuple)):
-        return (type(x).__name__, *(_static_key(element) for element in x))
-    if isinstance(x, dict):
-        return ("dict", *sorted((repr(key), _static_key(given)) for key, given in x.items()))
-    if isinstance(x, (int, float, complex, str, bytes, bool, type(None), np.generic)):
-        return (type(x).__name__, repr(x))
-    if callable(x):
-        return _Same(x)  # a pickle names a function, it does not say what it computes
-    try:
-        return ("pickle", type(x).__name__, pickle.dumps(x))
-    except (pickle.PicklingError, AttributeError, TypeError):
-        return _Same(x)
+def _reason(error: Exception) -> str:
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {' '.join(lines[:3])}"
 
 
 def record(
@@ -410,13 +543,14 @@ def record(
     f : callable
         Plain Python or NumPy code; may return a scalar, an array, or a list of either.
     *args
-        Arguments of `f`. Those in `argnums` may change at every replay; the others are static, their arrays are copied.
+        Arguments of `f`. Those in `argnums` may change at every replay, and so may the floats in the others, as parameters; the rest is
+        static. Arrays are copied.
     argnums : int or sequence of int
         Which arguments are independent variables.
     on_branch_change : {"record", "raise", "warn"}
         What a replay does that would take another branch; see `Recording`.
     **kwargs
-        Keyword arguments of `f`; static.
+        Keyword arguments of `f`, as the positional ones that are not differentiated.
 
     Returns
     -------

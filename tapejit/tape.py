@@ -19,6 +19,7 @@ from __future__ import annotations
 from array import array
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -28,11 +29,18 @@ from tapejit.errors import TapeError, TapeFullError
 from tapejit.guards import Guards
 from tapejit.layout import ELEMENTWISE, HEADER, MATMUL, MAX_JOINED, SUM, TABLE, TILE
 from tapejit.printing import histogram, listing, summary
-from tapejit.workspace import extended, fresh, give_back, only_here, take
+from tapejit.workspace import extended, fresh, give_back, held, only_here, take
+
+if TYPE_CHECKING:
+    from tapejit.sweeps.activity import Passive
 
 __all__ = ["MAX_SLOTS", "FlatTape"]
 
 MAX_SLOTS = 2**31 - 1
+_FLAT = {
+    name: np.dtype(kind)
+    for name, kind in (("_opcode", np.uint8), ("_lhs", np.int32), ("_rhs", np.int32), ("_value", np.float64))
+}
 STAGED = 1 << 16  # scalar slots kept in the small arrays before they are moved over
 
 
@@ -45,6 +53,8 @@ class FlatTape:
         Slots so far.
     guards : Guards
         Decisions that a replay must find again.
+    input_slots, parameter_slots : list of (first, size)
+        Runs of the slots that are differentiated by, and of those that a replay may change besides.
     """
 
     def __init__(self) -> None:
@@ -53,6 +63,7 @@ class FlatTape:
         self._rhs = np.zeros(64, np.int32)
         self._value = np.zeros(64, np.float64)
         self._staged: tuple[array, ...] = (array("B"), array("i"), array("i"), array("d"))
+        self._moving: tuple[str, list] | None = None  # the flat array that is just growing
         self._n_settled = 1  # slot 0: the constant 0.0
         self._bind()
         self.n_slots = 1
@@ -66,12 +77,15 @@ class FlatTape:
         self._references: list[tuple[int, np.ndarray]] = []
         self._n_data_bytes = 0
         self.input_slots: list[tuple[int, int]] = []
+        self.parameter_slots: list[tuple[int, int]] = []
         self.output_slots = np.zeros(0, np.int64)
+        self.sums: list[tuple[int, int]] = []  # of an expanded tape: the runs of additions that were sums of blocks
         self.n_user_rows = 0
         self._constants: dict[float | str, int] = {}
         self._group = Group(-1)
         self.has_joined = False
         self.words_known: tuple[tuple, np.ndarray] | None = None  # what `sweeps` has found out about joined blocks
+        self.passive_known: Passive | None = None  # and about what depends on parameters alone
         self.guards = Guards()
 
     def _bind(self) -> None:
@@ -133,17 +147,30 @@ class FlatTape:
                 target[:used] = source[:used]
             self._opcode, self._lhs, self._rhs, self._value = kept
             return
-        for name in ("_opcode", "_lhs", "_rhs", "_value"):
-            holder = [self.__dict__.pop(name)]
-            try:
-                if only_here(holder, 0):
-                    holder = [extended(holder, capacity, used)]
-                else:
-                    new = fresh(capacity, holder[0].dtype)
-                    new[:used] = holder[0][:used]
-                    holder = [new]
-            finally:
-                self.__dict__[name] = holder[0]
+        for name in _FLAT:
+            # At every moment the array, or its memory, stands in the dict or in the holder: a signal's handler may raise at any of them.
+            holder: list = []
+            self._moving = name, holder
+            holder.extend(map(self.__dict__.pop, (name,)))
+            if only_here(holder, 0):
+                self.__dict__[name] = extended(holder, capacity, used)
+            else:
+                new = fresh(capacity, holder[0].dtype)
+                new[:used] = holder[0][:used]
+                self.__dict__[name] = new
+            self._moving = None
+
+    if not TYPE_CHECKING:  # mypy would take every name for an array
+
+        def __getattr__(self, name: str) -> np.ndarray:
+            """One of the flat arrays, whose growth was broken off."""
+            moving = self.__dict__.get("_moving")
+            if moving is None or moving[0] != name or not moving[1]:
+                raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+            array = held(moving[1], _FLAT[name])
+            self.__dict__[name] = array
+            self._moving = None
+            return array
 
     def trim(self) -> None:
         """Give up arrays that are far too large: a recording that is kept grows no more."""
@@ -284,6 +311,12 @@ class FlatTape:
         """Record the inputs of one array or scalar; gives the first slot."""
         first = self.push_run(ops.INPUT, 0, 0, np.asarray(numbers, dtype=np.float64).reshape(-1))
         self.input_slots.append((first, int(np.size(numbers))))
+        return first
+
+    def add_parameter(self, numbers: np.ndarray) -> int:
+        """Record numbers that a replay may change, but that are not differentiated by; gives the first slot."""
+        first = self.push_run(ops.INPUT, 0, 0, np.asarray(numbers, dtype=np.float64).reshape(-1))
+        self.parameter_slots.append((first, int(np.size(numbers))))
         return first
 
     def add_block(
@@ -474,9 +507,10 @@ class FlatTape:
 
     @property
     def first_operation(self) -> int:
-        """The first slot after the inputs that stand at the beginning: where sweeps begin."""
+        """The first slot after the inputs and parameters that stand at the beginning: where sweeps begin."""
         end = 1
-        for first, size in self.input_slots:
+        given = sorted([*self.input_slots, *self.parameter_slots]) if self.parameter_slots else self.input_slots
+        for first, size in given:
             if first != end:
                 break
             end += size
@@ -590,6 +624,7 @@ _PLAIN_STATE = (
     "_references",
     "_n_data_bytes",
     "input_slots",
+    "parameter_slots",
     "output_slots",
     "_constants",
     "_group",

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["cleared_workspace", "extended", "forget", "fresh", "give_back", "take"]
+__all__ = ["cleared_workspace", "extended", "forget", "fresh", "give_back", "held", "take"]
 
 KEPT_BYTES = int(os.environ.get("TAPEJIT_KEEP_BYTES", 512 << 20))
 _FROM_SYSTEM = 1 << 20  # bytes
@@ -55,17 +55,19 @@ def fresh(n: int, dtype: np.dtype) -> np.ndarray:
     return np.frombuffer(memory, dtype)
 
 
-def extended(holder: list[np.ndarray], n: int, used: int) -> np.ndarray:
+def extended(holder: list[Any], n: int, used: int) -> np.ndarray:
     """The array in `holder`, of which nobody else has a view, with room for `n` entries; its first `used` entries are kept.
 
-    Where the system can, its pages are moved to other addresses and nothing is copied. `holder` is emptied, unless there is no memory (MemoryError).
+    Where the system can, its pages are moved to other addresses and nothing is copied. Whatever is raised on the way (MemoryError, Ctrl-C),
+    `holder` still holds the array, or the memory behind it: see `held`.
     """
-    array = holder.pop()
+    array = holder[0]
     dtype = array.dtype
     base: Any = array.base
     memory = base.obj if isinstance(base, memoryview) else None
     if isinstance(memory, mmap.mmap) and _IS_POSIX and n * dtype.itemsize >= _FROM_SYSTEM:
         size = len(memory)
+        holder[0] = memory
         del array
         with contextlib.suppress(BufferError, SystemError, ValueError, OSError):
             memory.resize(n * dtype.itemsize)
@@ -76,10 +78,14 @@ def extended(holder: list[np.ndarray], n: int, used: int) -> np.ndarray:
     try:
         new = fresh(n, dtype)
     except (OSError, MemoryError):
-        holder.append(array)
         raise MemoryError(f"the system gave no {n * dtype.itemsize} bytes for {n} slots; nothing is lost") from None
     new[:used] = array[:used]
     return new
+
+
+def held(holder: list[Any], dtype: np.dtype) -> np.ndarray:
+    """The array in the `holder` of a call of `extended` that was broken off."""
+    return holder[0] if isinstance(holder[0], np.ndarray) else np.frombuffer(holder[0], dtype)
 
 
 def _ask_for_huge_pages(memory: mmap.mmap) -> None:

@@ -136,7 +136,7 @@ def test_a_recording_is_replayed():
     other = np.array([-1.0, 3.0])
     for method in ("L-BFGS-B", "Newton-CG", "trust-exact"):
         assert_allclose(tj.minimize(recording, np.zeros(2), args=(other,), method=method).x, other, atol=1e-6)
-    assert recording.n_recorded == 2
+    assert recording.n_recorded == 1  # `args` are parameters
     assert_allclose(tj.minimize(recording, np.zeros(2)).x, [1.0, 2.0], atol=1e-6)
     with pytest.raises(ShapeError, match="recorded argument"):
         tj.minimize(recording, np.zeros(3))

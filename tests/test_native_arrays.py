@@ -485,3 +485,15 @@ def test_plain_functions_compile_as_before():
     x = np.array([0.25, 1.0, 2.0])
     assert f(x) == 5.0 + 3.25 + 2.0 + 5.0625 + 3
     assert f(x.astype(np.float32)) == 15.3125 + 3.0
+
+
+@numba.njit
+def of_no_dimension(x, rate):
+    return x[()] * rate[()] + x[()]
+
+
+def test_arrays_without_dimensions():
+    x, rate = np.array(3.0), np.array(2.0)
+    assert tj.grad(of_no_dimension)(x, rate) == 3.0
+    assert tj.grad(of_no_dimension, argnums=1)(x, rate) == 3.0
+    assert tj.record(of_no_dimension, x, rate).value_and_grad(4.0, args=(np.array(5.0),)) == (24.0, 6.0)

@@ -7,6 +7,7 @@ row say (`table.kernel_partial`).
 import builtins
 import math
 import operator
+import signal
 
 import numba
 import numpy as np
@@ -479,3 +480,42 @@ def test_a_chain_of_all_operations_equals_the_same_recorded_from_python():
         native, python = tj.value_and_grad(numba.njit(f))(x), tj.value_and_grad(f)(x)
         assert_allclose(native, python, rtol=1e-13)
         assert tj.hessian(numba.njit(f))(x) == pytest.approx(tj.hessian(f)(x), rel=1e-11)
+
+
+@numba.njit
+def long_running(x, n):
+    s = x
+    for _ in range(n):
+        s = s * 0.5 + x
+    return s
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no timers")
+@pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning"
+)  # Python drops what is raised in a __del__
+def test_a_signal_whose_handler_raises_stops_the_recording_whole():
+    class Timeout(Exception):
+        pass
+
+    def handler(number, frame):
+        raise Timeout
+
+    expected = tj.grad(long_running)(1.0, 400000)
+    before = signal.signal(signal.SIGALRM, handler)
+    try:
+        n_stopped = 0
+        for k in range(40):
+            try:
+                signal.setitimer(signal.ITIMER_REAL, 1e-4 + 2e-4 * k)
+                gradient = tj.grad(long_running)(1.0, 400000)
+                signal.setitimer(signal.ITIMER_REAL, 0.0)
+                assert gradient == expected
+            except Timeout:
+                n_stopped += 1
+        assert n_stopped > 0
+        assert signal.getsignal(signal.SIGALRM) is handler
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0.0)
+        signal.signal(signal.SIGALRM, before)
+    assert tj.grad(long_running)(1.0, 400000) == expected

@@ -1,35 +1,75 @@
 """The hand-written primals and gradients of `tests/problems`, on which the benchmarks rely."""
 
+from dataclasses import dataclass
+from typing import Any
+
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose
-from problems import arithmetic, lennard_jones, logistic_regression, lorenz, mlp, rosenbrock
+from problems import (
+    arithmetic,
+    asian_option,
+    gaussian_mixture,
+    heat,
+    lennard_jones,
+    logistic_regression,
+    lorenz,
+    lorenz96,
+    lotka_volterra,
+    mlp,
+    rosenbrock,
+)
 from scipy.optimize import rosen, rosen_der
+
+import tapejit as tj
+from tapejit.ops import CONSTANT, INPUT
 
 PRIMAL_RTOL = 1e-12  # the same arithmetic; sums may be in another order
 DIFFERENCES_RTOL = 1e-7
+RECORDED_RTOL = 1e-10  # two exact gradients, whose sums may be in another order
 
-# problem, its plain forms, primal, gradient, size
-CASES = [
-    (rosenbrock, [rosenbrock.plain_array, rosenbrock.plain_scalar], "primal", "gradient", 30),
-    (lorenz, [lorenz.plain], "primal", "gradient", 60),
-    (lennard_jones, [lennard_jones.plain_array, lennard_jones.plain_scalar], "primal", "gradient", 13),
-    (logistic_regression, [logistic_regression.plain], "primal", "gradient", 50),
-    (mlp, [mlp.plain_array, mlp.plain_scalar], "primal", "gradient", 20),
-    (arithmetic, [arithmetic.plain], "primal", "gradient", 1000),
-    (
-        arithmetic,
-        [arithmetic.plain_transcendental],
-        "primal_transcendental",
-        "gradient_transcendental",
-        1000,
-    ),
-]
-each_case = pytest.mark.parametrize(
-    "problem, plain_forms, primal, gradient, size",
-    CASES,
-    ids=[case[1][0].__module__ + "." + case[2] for case in CASES],
+
+@dataclass(frozen=True)
+class Case:
+    """A problem at a small size; `suffix` is that of its names where a module has more than one."""
+
+    module: Any
+    plain_forms: tuple
+    size: int
+    suffix: str = ""
+    make: str = "make"
+
+    def __str__(self):
+        return self.module.__name__.removeprefix("problems.") + self.suffix
+
+    @property
+    def primal(self):
+        return getattr(self.module, "primal" + self.suffix)
+
+    @property
+    def gradient(self):
+        return getattr(self.module, "gradient" + self.suffix)
+
+    def args(self, seed):
+        return getattr(self.module, self.make)(self.size, np.random.default_rng(seed))
+
+
+CASES = (
+    Case(rosenbrock, (rosenbrock.plain_array, rosenbrock.plain_scalar), 30),
+    Case(lorenz, (lorenz.plain,), 60),
+    Case(lotka_volterra, (lotka_volterra.plain,), 12),
+    Case(lorenz96, (lorenz96.plain,), 4),
+    Case(heat, (heat.plain,), 24),
+    Case(heat, (heat.plain_conductivity,), 24, "_conductivity", "make_conductivity"),
+    Case(lennard_jones, (lennard_jones.plain_array, lennard_jones.plain_scalar), 13),
+    Case(logistic_regression, (logistic_regression.plain,), 50),
+    Case(mlp, (mlp.plain_array, mlp.plain_scalar), 20),
+    Case(gaussian_mixture, (gaussian_mixture.plain_array, gaussian_mixture.plain_scalar), 30),
+    Case(asian_option, (asian_option.plain_array, asian_option.plain_scalar), 20),
+    Case(arithmetic, (arithmetic.plain,), 1000),
+    Case(arithmetic, (arithmetic.plain_transcendental,), 1000, "_transcendental"),
 )
+each_case = pytest.mark.parametrize("case", CASES, ids=str)
 
 
 def central_differences(f, x, step=1e-5):
@@ -42,21 +82,56 @@ def central_differences(f, x, step=1e-5):
 
 
 @each_case
-def test_plain_equals_primal(problem, plain_forms, primal, gradient, size):
-    args = problem.make(size, np.random.default_rng(1))
-    expected = getattr(problem, primal)(*args)
-    for plain in plain_forms:
+def test_plain_equals_primal(case):
+    args = case.args(1)
+    expected = case.primal(*args)
+    for plain in case.plain_forms:
         assert_allclose(plain(*args), expected, rtol=PRIMAL_RTOL)
 
 
 @each_case
-def test_gradient_matches_central_differences(problem, plain_forms, primal, gradient, size):
-    x, *passive = problem.make(size, np.random.default_rng(2))
-    value, x_bar = getattr(problem, gradient)(x, *passive)
-    evaluate = getattr(problem, primal)
-    assert_allclose(value, evaluate(x, *passive), rtol=PRIMAL_RTOL)
-    expected = central_differences(lambda at: evaluate(at, *passive), x)
+def test_gradient_matches_central_differences(case):
+    x, *passive = case.args(2)
+    value, x_bar = case.gradient(x, *passive)
+    assert_allclose(value, case.primal(x, *passive), rtol=PRIMAL_RTOL)
+    expected = central_differences(lambda at: case.primal(at, *passive), x)
     assert_allclose(x_bar, expected, rtol=DIFFERENCES_RTOL, atol=DIFFERENCES_RTOL * np.abs(x_bar).max())
+
+
+@each_case
+def test_gradient_matches_the_recorded_one(case):
+    args = case.args(2)
+    value, x_bar = tj.value_and_grad(case.primal)(*args)
+    expected, expected_bar = case.gradient(*args)
+    assert_allclose(value, expected, rtol=RECORDED_RTOL)
+    assert_allclose(x_bar, expected_bar, rtol=RECORDED_RTOL, atol=RECORDED_RTOL * np.abs(expected_bar).max())
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.module is not arithmetic], ids=str)
+def test_plain_forms_can_be_recorded(case):
+    x, *passive = case.args(3)
+    expected = case.gradient(x, *passive)[1]
+    for plain in case.plain_forms:
+        assert_allclose(tj.grad(plain)(x, *passive), expected, rtol=1e-9, atol=1e-9 * np.abs(expected).max())
+
+
+WITHOUT_MAX = [  # what a tape makes of a maximum is not one operation
+    case for case in CASES if case.module not in (logistic_regression, gaussian_mixture, asian_option, arithmetic)
+]
+
+
+@pytest.mark.parametrize("case", WITHOUT_MAX, ids=str)
+def test_problem_does_the_operations_it_says(case):
+    args = case.args(4)
+    opcode = tj.record(case.primal, *args).tape.opcode
+    assert case.module.n_operations(args) == np.sum((opcode != INPUT) & (opcode != CONSTANT))
+
+
+def test_asian_option_path_is_a_term_of_its_primal():
+    x, normals = asian_option.make(7, np.random.default_rng(5))
+    payoffs = [asian_option.path(x, z) for z in normals]
+    assert_allclose(np.mean(payoffs), asian_option.primal(x, normals), rtol=PRIMAL_RTOL)
+    assert any(payoff > 0.0 for payoff in payoffs) and any(payoff == 0.0 for payoff in payoffs)
 
 
 def test_rosenbrock_equals_scipy():

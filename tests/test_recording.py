@@ -175,14 +175,15 @@ STATIC = {
     "int": [1, 2, 3],
     "bool": [True, False],
     "int and bool": [1, True],
-    "float": [0.5, 1.5, -0.0, 0.0],
+    "float32": [np.float32(0.5), np.float32(1.5)],
     "str": ["sin", "cos"],
-    "tuple": [(1, 2.0), (1, 3.0)],
-    "list": [[1.0, 2.0, 3.0], [3.0, 2.0, 1.0]],
-    "dict": [{"scale": 2.0}, {"scale": 3.0}],
+    "tuple": [(1, 2.0), (2, 3.0)],
+    "list": [[1, 2, 3], [3, 2, 1]],
+    "dict": [{"scale": 2}, {"scale": 3}],
     "index array": [np.array([0, 1]), np.array([0, 2]), np.array([0, 1, 1])],
     "mask": [np.array([True, False, True]), np.array([True, True, True])],
-    "data": [np.array([1.0, 2.0, 3.0]), np.array([1.0, 2.0, 3.5]), np.ones((2, 3))],
+    "data": [np.float32([1.0, 2.0, 3.0]), np.float32([1.0, 2.0, 3.5])],
+    "shape": [np.array([1.0, 2.0, 3.0]), np.ones((2, 3)), np.ones((1, 3))],
     "function": [np.sin, np.cos],
     "lambda": [lambda x: x * 2.0, lambda x: x * 5.0],
     "object": [Settings(2.0), Settings(3.0)],
@@ -253,7 +254,8 @@ def test_static_arguments_cannot_be_written_to():
         return x * work[0]
 
     with pytest.raises(ValueError, match="read-only"):
-        tj.record(f, 1.0, np.zeros(1))
+        tj.record(f, 1.0, np.zeros(1, int))
+    assert tj.record(f, 1.0, np.zeros(1)).grad(1.0) == 5.0  # a parameter: what is written stands on the tape
 
 
 def test_static_arguments_between_the_differentiated_ones():

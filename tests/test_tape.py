@@ -1,5 +1,6 @@
 """The tape's storage: slots, bytes, constants, growth and its limit, printing, pickling, blocks and their expansion."""
 
+import itertools
 import math
 import os
 import pickle
@@ -14,6 +15,8 @@ import tapejit as tj
 from tapejit import ops, sweeps
 from tapejit.errors import TapeError, TapeFullError
 from tapejit.layout import ELEMENTWISE, MATMUL, SUM
+from tapejit.tape import FlatTape
+from tapejit.workspace import extended
 
 # Slots and bytes.
 
@@ -539,3 +542,43 @@ def test_a_user_primitive_with_another_formula_is_refused(tmp_path):
     done = run_elsewhere(tmp_path, pickle.dumps(tape), f"tj.primitive({SOFT[0]!r}, 'x', '1')")
     assert done.returncode != 0
     assert "there is a primitive 'tape_test_soft' already, with another definition" in done.stderr
+
+
+def test_growth_that_is_broken_off_loses_nothing():
+    """A signal's handler may raise between any two instructions of Python."""
+
+    class Interrupt(Exception):
+        pass
+
+    growing = {FlatTape._reserve.__code__, extended.__code__}
+    for at in itertools.count(1):
+        tape = tj.Tape()
+        count = 0
+
+        def trace(frame, event, argument, at=at):
+            nonlocal count
+            if frame.f_code not in growing:
+                return None
+            frame.f_trace_opcodes = True
+            if event == "opcode":
+                count += 1
+                if count == at:
+                    raise Interrupt
+            return trace
+
+        with tape:
+            tape.input(np.arange(1.0, 70001.0))
+            before = sys.gettrace()
+            sys.settrace(trace)
+            try:
+                tape._reserve(400000)
+            except Interrupt:
+                pass
+            finally:
+                sys.settrace(before)
+        assert_array_equal(tape.value[1:70001], np.arange(1.0, 70001.0))
+        assert tape.opcode[1] == ops.CODE["input"]
+        assert tape.lhs.size == tape.rhs.size == 70001
+        if count < at:
+            break
+    assert at > 100

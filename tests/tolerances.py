@@ -9,6 +9,9 @@ SECOND_RTOL = 64 * EPS
 # Values, in units in the last place, against 50 digits. Where a row's bound is 0, the result is exact or correctly rounded.
 VALUE_ULP = 4
 
+# The kernels' own elementary functions against 60 digits, in units in the last place.
+ELEMENTARY_ULP = 2
+
 # A recorded value and a replayed one that are subnormal: some libraries flush such results to zero.
 SUBNORMAL = 2.3e-308
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import llvmlite.ir as ir
@@ -35,6 +36,7 @@ TILE = (
     layout.TILE
 )  # iterations of a parallel loop that are worked off together: as in the sweeps, whose sums are the same then
 ROOM = 4096  # doubles in all buffers of such a loop backwards, so that they stay in the first-level cache
+SMALLEST_TILE = 384  # iterations times sites below which an entry of a parallel loop goes backwards one by one
 LANES = WIDEST_SHIFT  # partial sums of an adjoint in a parallel loop
 VECTOR = ir.VectorType(DOUBLE, LANES)
 
@@ -434,6 +436,28 @@ class _Forward(_Kernel):
             self.note(self.b.fcmp_unordered("!=", value, expected))
 
 
+@dataclass
+class _Passing:
+    """The variables through which adjoints pass into a loop and out of it.
+
+    Attributes
+    ----------
+    carried : list of Carried
+        What is carried in the loop and active.
+    last : dict
+        The adjoint with which an iteration, the last one first, finds a site.
+    sums : dict
+        The adjoints of what comes from outside.
+    starts : dict
+        The adjoints of what is carried into the first iteration.
+    """
+
+    carried: list[Carried]
+    last: dict[Site, ir.Value] = field(default_factory=dict)
+    sums: dict[Any, ir.Value] = field(default_factory=dict)
+    starts: dict[Carried, ir.Value] = field(default_factory=dict)
+
+
 class _Reverse(_Kernel):
     name, arguments = "reverse", ("inputs", "memory", "input_adjoints", "adjoints", "tables")
 
@@ -568,69 +592,85 @@ class _Reverse(_Kernel):
 
     def _inner(self, loop: Loop) -> None:
         """A loop inside, backwards: adjoints from outside come in through variables, and go out through them."""
-        if loop in self.plan.parallel:
-            self._tiled(loop, self.plan.parallel[loop])
-            return
         plan, b = self.plan, self.b
         assert loop.loop is not None
         self.load_for(loop, loop.loop)
-        outside = self.outside[loop]
-        carried = [o for o in plan.found.carried if o.home is loop and plan.is_active(o) and o.source in plan.active]
+        carried = [o for o in plan.found.carried if o.home is loop and plan.is_active(o)]
+        passing = _Passing(carried)
         left = {site: self.bar.pop(site) for site in list(self.bar) if isinstance(site, Site) and loop.contains(site)}
-        last = {site: self.slot() for site in {**left, **{o.source: None for o in carried}}}
-        for site, slot in last.items():
-            b.store(left.get(site, ZERO), slot)
-        sums = {key: self.slot() for key in outside}
-        for key, slot in sums.items():
-            b.store(self.bar.pop(key, ZERO), slot)
-        every_carried = [o for o in plan.found.carried if o.home is loop and plan.is_active(o)]
-        starts = {operand: self.slot() for operand in every_carried if plan.is_active(operand.start)}
-        with self.iterations(loop, backwards=True):
-            self.bars.append({})
-            for site, slot in last.items():
-                self.bar[site] = b.load(slot, typ=DOUBLE)
-                b.store(ZERO, slot)
-            for key, slot in sums.items():
-                self.bar[key] = b.load(slot, typ=DOUBLE)
-            self.body(loop)
-            for operand in every_carried:
-                contribution = self.bar.pop(operand, ZERO)
-                if operand in starts:
-                    b.store(contribution, starts[operand])
-                if operand.source in last:
-                    slot = last[operand.source]
-                    b.store(b.fadd(b.load(slot, typ=DOUBLE), contribution), slot)
-            for key, slot in sums.items():
-                b.store(self.bar.pop(key), slot)
-            self.bars.pop()
-        for key, slot in sums.items():
+        for site in {**left, **{o.source: None for o in carried if o.source in plan.active}}:
+            passing.last[site] = self.slot()
+            b.store(left.get(site, ZERO), passing.last[site])
+        for key in self.outside[loop]:
+            passing.sums[key] = self.slot()
+            b.store(self.bar.pop(key, ZERO), passing.sums[key])
+        for operand in carried:
+            if plan.is_active(operand.start):
+                passing.starts[operand] = self.slot()
+        split = plan.parallel.get(loop)
+        shortest = max(LANES, SMALLEST_TILE // len(loop.body))
+        if split is None or loop.trips.max() < shortest:
+            self._one_by_one(loop, passing)
+        elif loop.trips.min() >= shortest:
+            self._tiled(loop, split, passing)
+        else:
+            first, end = self.bounds(loop)
+            known = dict(self.values)
+            with b.if_else(b.icmp_signed("<", b.sub(end, first), _number(shortest))) as (short, long):
+                with short:
+                    self._one_by_one(loop, passing)
+                self.values = dict(known)
+                with long:
+                    self._tiled(loop, split, passing)
+                self.values = known
+        for key, slot in passing.sums.items():
             self.bar[key] = b.load(slot, typ=DOUBLE)
-        for operand, slot in starts.items():
+        for operand, slot in passing.starts.items():
             self._accumulate(operand.start, b.load(slot, typ=DOUBLE))
 
-    def _tiled(self, loop: Loop, split: Split) -> None:
+    def _one_by_one(self, loop: Loop, passing: _Passing) -> None:
+        """One iteration after the other."""
+        b = self.b
+        with self.iterations(loop, backwards=True):
+            self.bars.append({})
+            for site, slot in passing.last.items():
+                self.bar[site] = b.load(slot, typ=DOUBLE)
+                b.store(ZERO, slot)
+            for key, slot in passing.sums.items():
+                self.bar[key] = b.load(slot, typ=DOUBLE)
+            self.body(loop)
+            for operand in passing.carried:
+                contribution = self.bar.pop(operand, ZERO)
+                if operand in passing.starts:
+                    b.store(contribution, passing.starts[operand])
+                if operand.source in passing.last:
+                    slot = passing.last[operand.source]
+                    b.store(b.fadd(b.load(slot, typ=DOUBLE), contribution), slot)
+            for key, slot in passing.sums.items():
+                b.store(self.bar.pop(key), slot)
+            self.bars.pop()
+
+    def _tiled(self, loop: Loop, split: Split, passing: _Passing) -> None:
         """A parallel loop: contributions into buffers, which vectorises, then into memory one operand after the other; sums in lanes.
 
         A sum hands its adjoint on to all its addends as it is, so its additions need no pass of their own.
         """
         b, plan = self.b, self.plan
-        assert loop.loop is not None
-        self.load_for(loop, loop.loop)
         seeds: list[tuple[Operand, ir.Value]] = []  # what the sums hand on
         for carried, chain in split.chains:
-            g = self.bar.pop(carried.source, None)
-            if g is None or carried.source not in plan.active:
+            if carried.source not in passing.last:
                 continue
+            g = b.load(passing.last[carried.source], typ=DOUBLE)
             link: Operand | Site = carried
             for site in chain:
                 k = 1 if _identity(site.operands[0]) is link else 0
                 seeds.append((site.operands[k], b.fneg(g) if site.code == SUB else g))
                 link = site
-            if plan.is_active(carried.start):
-                self._accumulate(carried.start, g)
-        left = {site: self.bar.pop(site) for site in list(self.bar) if isinstance(site, Site) and loop.contains(site)}
+            if carried in passing.starts:
+                b.store(g, passing.starts[carried])
+        left = {site: b.load(passing.last[site], typ=DOUBLE) for site in split.parallel if site in passing.last}
         buffers: dict[Any, ir.Value] = {}
-        lanes = {key: self.slot(VECTOR) for key in self.outside[loop]}
+        lanes = {key: self.slot(VECTOR) for key in passing.sums}
         for slot in lanes.values():
             b.store(ir.Constant(VECTOR, [0.0] * LANES), slot)
         memories = [m for m in plan.found.memory if m.home is loop and plan.is_active(m)]
@@ -661,8 +701,7 @@ class _Reverse(_Kernel):
                 total = b.extract_element(vector, ir.Constant(I32, 0))
                 for lane in range(1, LANES):
                     total = b.fadd(total, b.extract_element(vector, ir.Constant(I32, lane)))
-                known = self.bar.get(key)
-                self.bar[key] = total if known is None else b.fadd(known, total)
+                b.store(b.fadd(b.load(passing.sums[key], typ=DOUBLE), total), passing.sums[key])
 
     def _tile_iteration(
         self, loop: Loop, split: Split, seeds: list[tuple[Operand, ir.Value]], left: dict[Site, ir.Value]

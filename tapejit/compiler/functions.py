@@ -41,7 +41,7 @@ class Functions:
     def __init__(self, module: ir.Module) -> None:
         self.module = module
         self.externals: set[str] = set()
-        self._known: dict[tuple, ir.Value] = {}
+        self._known: dict[tuple, tuple[ir.Value, ir.Value | None]] = {}
 
     def call(self, builder: ir.IRBuilder, name: str, args: list[ir.Value]) -> ir.Value:
         """A function of `NAMESPACE` applied to doubles; `isnan`, `isinf` and `isfinite` give an i1, the others a double."""
@@ -75,8 +75,9 @@ class Functions:
     ) -> ir.Value:
         """The double that a tree over the operands `x`, `y`, `v` stands for, in the arithmetic of the kernels.
 
-        Equal subexpressions of a basic block are computed once, whichever trees they come from, and both sides of a `select`
-        always. The conditions of `range_condition` are appended to `in_range`; without one, nothing is reported.
+        Equal subexpressions of a basic block are computed once, whichever trees they come from, so the builder is to append to its
+        block; both sides of a `select` are computed always. The conditions of `range_condition` are appended to `in_range`, once
+        each; without one, nothing is reported.
         """
         program = compile_program(inlined(tree))
         steps: list[ir.Value] = []
@@ -95,10 +96,11 @@ class Functions:
         key = (builder.block, name, *(str(part) if isinstance(part, ir.Constant) else part for part in args))
         if key not in self._known:
             doubles = [_as_double(builder, part) for part in args] if name != "select" else args
-            if in_range is not None and (condition := self.range_condition(builder, name, doubles)) is not None:
-                in_range.append(condition)
-            self._known[key] = self._computed(builder, name, doubles)
-        return self._known[key]
+            self._known[key] = self._computed(builder, name, doubles), self.range_condition(builder, name, doubles)
+        value, condition = self._known[key]
+        if in_range is not None and condition is not None and not any(condition is known for known in in_range):
+            in_range.append(condition)
+        return value
 
     def _computed(self, builder: ir.IRBuilder, name: str, args: list[ir.Value]) -> ir.Value:
         if name in _ARITHMETIC:

@@ -35,7 +35,7 @@ _CHEAP = {"positive", "add", "sub", "mul", "div", "neg", "square", "cube", "reci
           "trunc", "copysign", "maximum", "minimum", "fmax", "fmin", "select", "chain", "deg2rad", "rad2deg", "less", "less_equal", "greater",
           "greater_equal", "equal", "not_equal", "logical_and", "logical_or", "logical_xor", "logical_not", "isnan", "isinf", "isfinite",
           "signbit"}  # fmt: skip
-SHORTEST_TILED = 12  # iterations in an entry, on average, from which a loop is worked off in tiles
+SMALLEST_TILED = 256  # iterations times sites of an entry that is worth tiles; half of all iterations must be in such
 LONGEST_BODY = 500  # sites in the body of one that is
 WIDEST_SHIFT = 8  # between loads whose adjoints are added up together
 CONTIGUOUS = 8  # stored values of one loop up to which each has an array of its own; above, those of an iteration stand side by side
@@ -253,7 +253,8 @@ class Plan:
 
     def _split(self, loop: Loop) -> Split | None:
         """How an innermost loop splits into a parallel part and sums, None if it does not."""
-        if loop.loop is None or loop.n_iterations < SHORTEST_TILED * loop.n_entries or len(loop.body) > LONGEST_BODY:
+        in_long = int(loop.trips[loop.trips * len(loop.body) >= SMALLEST_TILED].sum())
+        if loop.loop is None or 2 * in_long < loop.n_iterations or len(loop.body) > LONGEST_BODY:
             return None
         sites = [node for node in loop.body if isinstance(node, Site)]
         if len(sites) < len(loop.body) or not self._reads_from_before(loop):

@@ -32,7 +32,8 @@ SMALLEST = 24  # instructions in all below which a repeat stays written out
 # The longest period that is tried, one after the other: so short inner loops are found before long ones around them.
 PERIODS = (16, 64, 256, 2048, 16384)
 PERIODS_ABOVE = (2, 4, 8, 16, 32, 64, 256, 2048)
-LARGEST_SHIFT = 64  # items by which a run may begin later than it could
+LARGEST_SHIFT = 512  # items by which a run may begin later than it could
+SHORTEST_SHIFTED = 32  # iterations of a run that may lose one by it
 LARGEST_SHIFTED = 4096  # instructions in an iteration of such a run
 UNROLL = 256  # instructions up to which a loop of constant length is written out inside another
 UNROLL_TRIPS = 16
@@ -68,26 +69,33 @@ def _next_occurrences(symbols, window, following, heads, hashes):
 
 
 @kernel
-def _best_shift(begins, operands, i, d, rest):
-    """Where a run that could begin anywhere from item i to ``i + rest`` should: there an iteration reads most of its own results."""
-    best, most = 0, -1
-    for shift in range(min(rest, LARGEST_SHIFT) + 1):
-        first, end = begins[i + d + shift], begins[i + 2 * d + shift]
-        own = 0
+def _best_shift(begins, operands, i, d, most_shift, stamps):
+    """By how many items a run that begins at item i should begin later, `most_shift` at most: so that fewest values are carried on."""
+    best, fewest = 0, np.int64(1 << 40)
+    stamps[:] = -1
+    for shift in range(min(most_shift, LARGEST_SHIFT) + 1):
+        before, first, end = begins[i + shift], begins[i + d + shift], begins[i + 2 * d + shift]
+        crossing = 0
         for m in range(first, end):
-            own += (operands[0, m] >= first) + (operands[1, m] >= first)
-        if own > most:
-            best, most = shift, own
+            for k in range(3):
+                v = operands[k, m]
+                if before <= v < first and stamps[(v - before) % stamps.size] != shift:
+                    stamps[(v - before) % stamps.size] = shift
+                    crossing += 1
+        if crossing < fewest:
+            best, fewest = shift, crossing
     return best
 
 
 @kernel
-def _find_runs(symbols, lengths, begins, operands, following, tries, longest, smallest, period, trips):
+def _find_runs(symbols, lengths, begins, operands, following, tries, longest, few, large, period, trips):
     """Greedy from the left: ``period[i] > 0`` where a run of ``trips[i]`` periods begins; else one item stays alone."""
     n = symbols.size
     i = 0
     n_items = 0
     credit = 24 * n + (1 << 16)
+    stamps = np.empty(LARGEST_SHIFTED, np.int32)
+    too_short = np.zeros(longest + 1, np.int64)  # where repeats at a distance end that are known to be too few
     while i < n:
         period[i] = 0
         found = 0
@@ -99,6 +107,10 @@ def _find_runs(symbols, lengths, begins, operands, following, tries, longest, sm
             d = j - i
             if j + d > n or d > longest:
                 break
+            if i < too_short[d]:
+                j = following[j]
+                credit -= 1
+                continue
             k = 0
             while k < d and symbols[i + k] == symbols[j + k]:
                 k += 1
@@ -106,24 +118,29 @@ def _find_runs(symbols, lengths, begins, operands, following, tries, longest, sm
             if k == d:
                 while j + k < n and symbols[i + k] == symbols[j + k]:
                     k += 1
-                size = 0
-                for m in range(i, j):
-                    size += lengths[m]
+                credit -= k - d
                 n_trips = 1 + k // d
-                if n_trips * size >= smallest and (n_trips >= 3 or size >= 2 * smallest):
+                size = n_trips * (begins[j] - begins[i])
+                if size >= SMALLEST and (n_trips >= few or size > large):
                     found = d
-                break
+                    break
+                too_short[d] = i + k
             j = following[j]
             tried += 1
         if found > 0:
             rest = k - (n_trips - 1) * found
             size = begins[j] - begins[i]
-            if rest > 0 and credit > 0 and size < LARGEST_SHIFTED:
-                for _ in range(_best_shift(begins, operands, i, found, rest)):
+            # Beyond what is left over, it costs an iteration.
+            most_shift = found - 1 if n_trips >= SHORTEST_SHIFTED else rest
+            if most_shift > 0 and credit > 0 and size < LARGEST_SHIFTED:
+                shift = _best_shift(begins, operands, i, found, most_shift, stamps)
+                if shift > rest:
+                    n_trips -= 1
+                for _ in range(shift):
                     period[i] = 0
                     n_items += 1
                     i += 1
-                credit -= size * min(rest, LARGEST_SHIFT) // 4
+                credit -= size * min(most_shift, LARGEST_SHIFT) // 4
         n_items += 1
         if found > 0:
             period[i], trips[i] = found, n_trips
@@ -194,8 +211,14 @@ def _next_level(symbols: np.ndarray, lengths: np.ndarray, operands: np.ndarray, 
     _next_occurrences(symbols, window, following, heads, np.empty(n, np.uint64))
     period, trips = np.zeros(n, np.int32), np.empty(n, np.int32)
     begins = np.concatenate([[0], np.cumsum(lengths)])
-    for longest in PERIODS if window == WINDOW else PERIODS_ABOVE:
-        n_items = _find_runs(symbols, lengths, begins, operands, following, TRIES, longest, SMALLEST, period, trips)
+    # First what will stay a loop: a few repeats of little code would be written out again, and might begin where no iteration does.
+    for few, large in ((UNROLL_TRIPS, UNROLL), (3, 2 * SMALLEST)):
+        for longest in PERIODS if window == WINDOW else PERIODS_ABOVE:
+            n_items = _find_runs(
+                symbols, lengths, begins, operands, following, TRIES, longest, few, large, period, trips
+            )
+            if n_items < n:
+                break
         if n_items < n:
             break
     else:

@@ -191,6 +191,13 @@ class Array:
             offset = 0
         return Array(self._storage, offset, view.shape, view.strides)
 
+    def _is_parameter(self) -> bool:
+        """Whether this is a part of a parameter."""
+        storage = self._storage
+        return storage.table is None and any(
+            first <= storage.base < first + n for first, n in self.tape.parameter_slots
+        )
+
     def is_whole(self) -> bool:
         """Whether this is all of its storage, in order."""
         return self._offset == 0 and self.size == self._storage.size and self._strides == _c_strides(self.shape)
@@ -315,6 +322,10 @@ class Array:
         """
         if self._storage.boolean:
             return decided(self) if dtype is None else decided(self).astype(dtype)
+        if self.tape.tries_parameters and self._is_parameter():
+            raise UnsupportedError(
+                f"np.asarray of a parameter gives an object array, which records one slot an element ({source_line()}); leave it out"
+            )
         if dtype is not None and np.dtype(dtype) != object:
             raise PassiveConversionError(
                 f"an active array is being turned into a plain one of dtype {np.dtype(dtype)}, which would drop its derivative "

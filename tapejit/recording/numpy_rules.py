@@ -15,9 +15,9 @@ from tapejit.errors import UnsupportedError
 
 # The modules of rules are imported for what they enter into the table.
 from tapejit.recording import aggregates, allocation, decisions, products, selection, structural  # noqa: F401
-from tapejit.recording.array import Array, is_active, plain_index
+from tapejit.recording.array import Array, actives, is_active, plain_index
 from tapejit.recording.elementwise import array_power, call_elementwise, prepared, stored
-from tapejit.recording.recorder import source_line
+from tapejit.recording.recorder import refuse_frozen, source_line
 from tapejit.recording.reductions import accumulate, matmul, reduce, sum_of
 from tapejit.recording.rules import ALLOCATORS, RULES, check_dtype, refuse_plain_target, rule
 from tapejit.recording.variable import Truth, Variable
@@ -124,14 +124,21 @@ def value(x: Any) -> Any:
     >>> tj.grad(lambda x: x * tj.value(x))(3.0)
     3.0
     """
+    for part in actives(x):
+        refuse_frozen(part, "tj.value")
+    return plain_value(x)
+
+
+def plain_value(x: Any) -> Any:
+    """What `value` gives, of anything."""
     if isinstance(x, Variable):
         number = x.tape.value_at(x.slot)
         return bool(number) if isinstance(x, Truth) else number
     if isinstance(x, Array):
         return x.value
     if isinstance(x, (list, tuple)):
-        parts = [value(element) for element in x]
+        parts = [plain_value(element) for element in x]
         return type(x)(*parts) if hasattr(x, "_fields") else type(x)(parts)
     if isinstance(x, np.ndarray) and x.dtype == object:
-        return np.array([value(element) for element in x.reshape(-1)], dtype=float).reshape(x.shape)
+        return np.array([plain_value(element) for element in x.reshape(-1)], dtype=float).reshape(x.shape)
     return x

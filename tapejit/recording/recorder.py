@@ -20,15 +20,16 @@ import numba
 import numpy as np
 
 from tapejit import ops, sweeps
-from tapejit.errors import DomainError, ShapeError, TapeError
+from tapejit.errors import DomainError, ShapeError, TapeError, UnsupportedError
 from tapejit.tape import FlatTape
 from tapejit.workspace import give_back, only_here, take
 
 if TYPE_CHECKING:
+    from tapejit.compiled import CompiledTape
     from tapejit.recording.array import Array
     from tapejit.recording.variable import Variable
 
-__all__ = ["Tape", "debug", "innermost", "open_tapes", "source_line"]
+__all__ = ["Tape", "debug", "innermost", "is_debugging", "open_tapes", "refuse_frozen", "source_line"]
 
 _PACKAGE = str(Path(__file__).resolve().parent.parent) + os.sep
 _NOT_USERS = (
@@ -77,6 +78,11 @@ class debug:
         self._quiet.__exit__(*exception)
 
 
+def is_debugging() -> bool:
+    """Whether this thread is under `debug`."""
+    return _local.debugging > 0
+
+
 def source_line() -> str:
     """Where user code stands: ``model.py:57, in drag``."""
     frame = sys._getframe(1)
@@ -111,6 +117,26 @@ def innermost(operands: Iterable[Variable | Array]) -> Tape:
     return inner
 
 
+def refuse_frozen(x: Variable | Array, what: str) -> None:
+    """Raise where a plain number is taken from what may depend on a parameter: a replay with another value of it would not notice.
+
+    `tapejit.record` then treats the argument as static.
+    """
+    for tape in _local.tapes:
+        if tape.tries_parameters and not (x.tape is tape and _is_input(x)):
+            raise UnsupportedError(
+                f"{what} takes plain numbers from what may depend on a parameter, so that a replay would not see another value of it "
+                f"({source_line()})"
+            )
+
+
+def _is_input(x: Variable | Array) -> bool:
+    """Whether an active value is a part of the inputs that stand at the beginning of its tape."""
+    slots = np.atleast_1d(getattr(x, "slot", None) or x.slots())  # type: ignore[union-attr]
+    end = 1 + x.tape.n_inputs
+    return bool(((slots >= 1) & (slots < end)).all()) and x.tape.input_slots[0][0] == 1
+
+
 class Tape(FlatTape):
     """A recording of plain Python and NumPy code, and its gradients.
 
@@ -140,6 +166,9 @@ class Tape(FlatTape):
         self.short_lived = False  # whether it ends with the call that made it, so that its memory need not be trimmed
         self._numbers: dict[str, np.ndarray] = {}
         self.is_replayed = False
+        self.tries_parameters = (
+            False  # whether plain numbers may be taken from values that depend on parameters: see `refuse_frozen`
+        )
 
     def __getstate__(self) -> dict:
         if self._links:
@@ -151,6 +180,7 @@ class Tape(FlatTape):
             "_memory": [],
             "short_lived": False,
             "_numbers": {},
+            "tries_parameters": False,
         }
         return {**super().__getstate__(), **fresh, "_grad": self._grad, "is_replayed": self.is_replayed}
 
@@ -194,12 +224,31 @@ class Tape(FlatTape):
         ShapeError
             If `x` is not real numbers.
         """
+        numbers = real_array(x, "an input")
+        self._check_open(numbers.size)
+        return self._active(self.add_input(numbers), numbers)
+
+    def parameter(self, x: Any) -> Variable | Array:
+        """A number or an array that a replay may change, but that is not differentiated by; as for `input`.
+
+        Examples
+        --------
+        >>> import tapejit as tj
+        >>> with tj.Tape() as tape:
+        ...     x, rate = tape.input(3.0), tape.parameter(2.0)
+        ...     f = rate * x**2
+        >>> f.backward()
+        >>> x.grad, tape.n_inputs, tape.parameter_slots
+        (12.0, 1, [(2, 1)])
+        """
+        numbers = real_array(x, "a parameter")
+        self._check_open(numbers.size)
+        return self._active(self.add_parameter(numbers), numbers)
+
+    def _active(self, first: int, numbers: np.ndarray) -> Variable | Array:
         from tapejit.recording.array import Array
         from tapejit.recording.variable import Variable
 
-        numbers = real_array(x, "an input")
-        self._check_open(numbers.size)
-        first = self.add_input(numbers)
         if numbers.ndim == 0:
             return Variable(self, first, float(numbers))
         return Array.of_run(self, first, numbers.shape)
@@ -350,6 +399,23 @@ class Tape(FlatTape):
         from tapejit.expansion import expand
 
         return expand(self, Tape())
+
+    def compile(self, fast: bool = False, threads: int = 1, max_compile_seconds: float = 20.0) -> CompiledTape:
+        """This tape compiled, as a function of flat inputs; needs `output_slots`. Options as for `tapejit.compile`.
+
+        Examples
+        --------
+        >>> import tapejit as tj
+        >>> with tj.Tape() as tape:
+        ...     x = tape.input(3.0)
+        ...     f = x**3 + 2 * x**2
+        >>> tape.output_slots = [f.slot]
+        >>> tape.compile().value_and_grad([1.0])
+        (3.0, array([7.]))
+        """
+        from tapejit.compiled import CompiledTape
+
+        return CompiledTape(self, fast, threads, max_compile_seconds)
 
     # Replays.
 

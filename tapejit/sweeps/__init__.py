@@ -7,17 +7,21 @@
 | `reverse` | adjoints of outputs, one seed or K | every adjoint |
 | `second_order` | tangents, adjoints of outputs | adjoints and their tangents (H v) |
 
-`value` defaults to the tape's own; another array of values lets several threads replay one tape.
+Derivatives are those with respect to the inputs: adjoints of parameters are left out where that saves work, and mean nothing elsewhere
+(`tapejit.sweeps.activity`). `value` defaults to the tape's own; another array of values lets several threads replay one tape.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tapejit.layout import MATMUL
+from tapejit.layout import DATA, MATMUL
+from tapejit.sweeps.activity import activity, passive
 from tapejit.sweeps.forward import forward_sweep
 from tapejit.sweeps.groups import find_escapes
 from tapejit.sweeps.primitives import primitive_table
@@ -31,7 +35,7 @@ if TYPE_CHECKING:
 
 _PIECE = 1 << 14
 
-__all__ = ["forward", "input_adjoint", "reverse", "second_order", "tangent"]
+__all__ = ["activity", "forward", "input_adjoint", "reverse", "second_order", "tangent"]
 
 
 @cache
@@ -60,29 +64,22 @@ def reverse(tape: FlatTape, adjoint: np.ndarray, value: np.ndarray | None = None
     """Accumulate `adjoint` in place, (n_slots,) for one seed or (n_slots, K) for K seeds in one pass."""
     value = tape.value if value is None else value
     table = primitive_table("partial", tape.n_user_rows)
-    arrays = (
-        tape.first_operation,
-        tape.opcode,
-        tape.lhs,
-        tape.rhs,
-        value,
-        adjoint,
-        tape.word_array(),
-        table,
-        _blas(tape),
-    )
-    if adjoint.ndim == 1:
-        reverse_sweep(*arrays, False)
-    else:
-        reverse_many_sweep(*arrays)
+    with _derivative_words(tape, tape.word_array(), value) as words:
+        arrays = (tape.first_operation, tape.opcode, tape.lhs, tape.rhs, value, adjoint, words, table, _blas(tape))
+        if adjoint.ndim == 1:
+            reverse_sweep(*arrays, False)
+        else:
+            reverse_many_sweep(*arrays)
 
 
 def input_adjoint(tape: FlatTape, output: np.ndarray, y_bar: np.ndarray, value: np.ndarray | None = None) -> np.ndarray:
     """Adjoints of the inputs, (n_inputs,), for adjoints `y_bar` of the slots `output`; a slot may stand there twice."""
     value = tape.value if value is None else value
     table = primitive_table("partial", tape.n_user_rows)
-    words = _words_for(tape, output)
-    with cleared_workspace(tape.n_slots) as adjoint:
+    with (
+        cleared_workspace(tape.n_slots) as adjoint,
+        _derivative_words(tape, _words_for(tape, output), value) as words,
+    ):
         np.add.at(adjoint, output, y_bar)
         reverse_sweep(
             tape.first_operation, tape.opcode, tape.lhs, tape.rhs, value, adjoint, words, table, _blas(tape), True
@@ -97,7 +94,24 @@ def input_adjoint(tape: FlatTape, output: np.ndarray, y_bar: np.ndarray, value: 
                 inputs[start + piece : start + piece + taken.size] = taken
                 taken[:] = 0.0
             start += size
+        if (known := passive(tape)) is not None:
+            # What has arrived at parameters nobody asks for, but the workspace must be left as zeros.
+            for first, size in known.touched:
+                adjoint[first : first + size] = 0.0
+            adjoint[output] = 0.0
     return inputs
+
+
+@contextmanager
+def _derivative_words(tape: FlatTape, words: np.ndarray, value: np.ndarray) -> Iterator[np.ndarray]:
+    """The descriptions of the blocks for a sweep over derivatives at these values: operands that depend on parameters alone are plain numbers."""
+    known = passive(tape)
+    if known is None:
+        yield words
+    else:
+        changed, held = known.words(tape, words, value)
+        yield changed
+        del held  # The addresses in `changed` are good until here.
 
 
 def _words_for(tape: FlatTape, output: np.ndarray) -> np.ndarray:
@@ -108,6 +122,9 @@ def _words_for(tape: FlatTape, output: np.ndarray) -> np.ndarray:
     known = tape.words_known
     if known is None or known[0] != key:
         words = tape.word_array().copy()
+        if (passively := passive(tape)) is not None:
+            words[passively.runs] = DATA
+            words[passively.tables] = DATA
         blocks = np.array(tape.block_at, np.int64)
         find_escapes(tape.opcode, tape.lhs, tape.rhs, words, blocks, np.asarray(output, np.int64).reshape(-1))
         tape.words_known = known = (key, words)
@@ -118,9 +135,8 @@ def tangent(tape: FlatTape, tangent: np.ndarray, value: np.ndarray | None = None
     """Compute `tangent` in place from the tangents of the inputs in it; elsewhere it must start as zeros."""
     value = tape.value if value is None else value
     table = primitive_table("partial", tape.n_user_rows)
-    tangent_sweep(
-        tape.first_operation, tape.opcode, tape.lhs, tape.rhs, value, tangent, tape.word_array(), table, _blas(tape)
-    )
+    with _derivative_words(tape, tape.word_array(), value) as words:
+        tangent_sweep(tape.first_operation, tape.opcode, tape.lhs, tape.rhs, value, tangent, words, table, _blas(tape))
 
 
 def second_order(
@@ -133,17 +149,18 @@ def second_order(
     """Accumulate `adjoint` and its tangent in place; `tangent` has been swept forward."""
     value = tape.value if value is None else value
     n_user = tape.n_user_rows
-    second_order_sweep(
-        tape.first_operation,
-        tape.opcode,
-        tape.lhs,
-        tape.rhs,
-        value,
-        tangent,
-        adjoint,
-        adjoint_tangent,
-        tape.word_array(),
-        primitive_table("partial", n_user),
-        primitive_table("second", n_user),
-        _blas(tape),
-    )
+    with _derivative_words(tape, tape.word_array(), value) as words:
+        second_order_sweep(
+            tape.first_operation,
+            tape.opcode,
+            tape.lhs,
+            tape.rhs,
+            value,
+            tangent,
+            adjoint,
+            adjoint_tangent,
+            words,
+            primitive_table("partial", n_user),
+            primitive_table("second", n_user),
+            _blas(tape),
+        )

@@ -202,6 +202,8 @@ def spread_sum(words, at, adjoint, step, buffer):
     operand_at = at + HEADER + ndim
     result_at = operand_at + 2 + ndim
     mode, base = words[operand_at], words[operand_at + 1]
+    if mode == DATA:
+        return
     extent = words[at + HEADER + ndim - 1]
     stride, result_stride = words[operand_at + 1 + ndim], words[result_at + ndim - 1]
     n_rows = 1

@@ -17,10 +17,10 @@ import numpy as np
 from numba.core.ccallback import CFunc
 
 from tapejit import ops
-from tapejit.expressions import Tree, compile_program, parse, source, substitute
+from tapejit.expressions import Tree, compile_program, names, parse, source, substitute
 from tapejit.ops import Op, partial_trees, second_partial_trees
 from tapejit.sweeps.kernel import primitive_kernel
-from tapejit.sweeps.special import NAMESPACE
+from tapejit.sweeps.special import CORES, NAMESPACE, RANGES
 
 __all__ = ["inlined", "primitive_table"]
 
@@ -64,6 +64,8 @@ def _compiled(kind: str, start: int, stop: int) -> CFunc:
 
 def _executed(text: str, label: str) -> Callable:
     namespace = {**NAMESPACE, "__name__": __name__}
+    namespace.update({f"{name}_core": function for name, function in CORES.items()})
+    namespace.update({f"{name}_range": function for name, function in RANGES.items()})
     # Users' formulas are not part of the cache's fingerprint: their digest is.
     digest = hashlib.sha256(text.encode()).hexdigest()[:12]
     exec(compile(text, f"{label}_{digest}.py", "exec"), namespace)  # our own text, made from checked expressions
@@ -102,16 +104,28 @@ def second_source(rows: Sequence[tuple[int, Op]]) -> str:
 def _source(parameters: str, branches: Sequence[tuple[str, Tree]], result_from: str = "result") -> str:
     lines = [f"def primitive({parameters}):"]
     for position, (condition, tree) in enumerate(branches):
-        lines += [f"    {'el' if position else ''}if {condition}:", "        for i in range(n):"]
-        lines += [f"            {line}" for line in _loop_body(inlined(tree), result_from)]
+        lines += [f"    {'el' if position else ''}if {condition}:"]
+        lines += [f"        {line}" for line in _loops(inlined(tree), result_from)]
     lines += ["    else:", "        for i in range(n):", "            out[i] = 0.0"]
     return "\n".join(lines) + "\n"
 
 
-def _loop_body(tree: Tree, result_from: str) -> list[str]:
+def _loops(tree: Tree, result_from: str) -> list[str]:
+    """Statements for `n` elements: one loop, or where a function has a range, one that looks, and one for either case."""
+    loop, one = "for i in range(n):", _loop_body(tree, result_from)
+    if not any(name in RANGES for name in names(tree)):
+        return [loop, *(f"    {line}" for line in one)]
+    look, fast = _loop_body(tree, result_from, "range"), _loop_body(tree, result_from, "core")
+    lines = ["inside = True", loop, *(f"    {line}" for line in look), "if inside:"]
+    lines += [f"    {line}" for line in (loop, *(f"    {line}" for line in fast))]
+    return [*lines, "else:", *(f"    {line}" for line in (loop, *(f"    {line}" for line in one)))]
+
+
+def _loop_body(tree: Tree, result_from: str, kind: str = "") -> list[str]:
     """Statements for one element; equal subexpressions are computed once, both sides of a select always.
 
-    A select of two values that are there is a vector instruction; a branch would keep the loop scalar.
+    A select of two values that are there is a vector instruction; a branch would keep the loop scalar. With `kind` "core" the
+    functions that have a range are taken to be in it; with "range" they are asked whether they are, and nothing is stored.
     """
     reads = {"x": "x[i]", "y": "y[i]", "v": f"{result_from}[i]"}
 
@@ -121,11 +135,13 @@ def _loop_body(tree: Tree, result_from: str) -> list[str]:
         return reads[argument] if argument in reads else source(argument)
 
     program = compile_program(tree)
-    lines = [
-        f"t{i} = {source((step[0], *(text(argument) for argument in step[1:])))}"
-        for i, step in enumerate(program.steps)
-    ]
-    return [*lines, f"out[i] = {text(program.result)}"]
+    lines = []
+    for i, (name, *arguments) in enumerate(program.steps):
+        operands = [text(argument) for argument in arguments]
+        if kind == "range" and name in RANGES:
+            lines.append(f"inside &= {source((f'{name}_range', *operands))}")
+        lines.append(f"t{i} = {source((f'{name}_core' if kind and name in RANGES else name, *operands))}")
+    return lines if kind == "range" else [*lines, f"out[i] = {text(program.result)}"]
 
 
 def inlined(tree: Tree) -> Tree:

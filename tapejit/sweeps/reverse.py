@@ -206,7 +206,9 @@ def reverse_member(words, group, links, filled, k, start, n, values, adjoints, l
     """
     at = group[k]
     if words[at] == SUM:
-        spread_tile(words, group, links[k, 0], filled, start, n, load_float(adjoints, words[at + 1]), adjoints, local)
+        if links[k, 0] >= 0:
+            g = load_float(adjoints, words[at + 1])
+            spread_tile(words, group, links[k, 0], filled, start, n, g, adjoints, local)
         return
     code, ndim, n_operands = words[at + 3], words[at + 4], words[at + 5]
     shape_at = at + HEADER

@@ -1,4 +1,4 @@
-"""The functions that expressions call by name, as kernels; those that Numba lacks are written out here.
+"""The functions that expressions call by name, as kernels: elementary ones, Numba's, and those that both lack, written out here.
 
 References
 ----------
@@ -14,9 +14,11 @@ import math
 import numba
 import numpy as np
 
+from tapejit.sweeps.elementary import FUNCTIONS, IN_RANGE
 from tapejit.sweeps.kernel import FLAGS
+from tapejit.sweeps.lowering import known_to_numba
 
-__all__ = ["NAMESPACE"]
+__all__ = ["CORES", "NAMESPACE", "RANGES"]
 
 inline = numba.njit(**FLAGS)
 
@@ -134,12 +136,6 @@ def gammaln(x):
 
 
 @inline
-def power(x, y):
-    """``x**y`` as NumPy has it: NaN for a negative base with a fractional exponent."""
-    return math.pow(x, y)
-
-
-@inline
 def remainder(x, y):
     """``np.remainder``: the sign of the divisor; exact where the C function ``fmod`` is."""
     v = np.fmod(x, y)
@@ -166,19 +162,8 @@ def floor_divide(x, y):
 
 
 NAMESPACE = {
-    **{name: getattr(math, name) for name in ("sqrt", "exp", "expm1", "log", "log10", "log1p", "log2")},
-    **{name: getattr(math, name) for name in ("sin", "cos", "tan", "sinh", "cosh", "tanh")},
-    **{name: getattr(math, name) for name in ("hypot", "copysign", "erf", "erfc", "isnan", "isinf", "isfinite")},
+    **{name: getattr(math, name) for name in ("sqrt", "copysign", "isnan", "isinf", "isfinite")},
     "abs": abs,
-    "arcsin": math.asin,
-    "arccos": math.acos,
-    "arctan": math.atan,
-    "arctan2": math.atan2,
-    "arcsinh": math.asinh,
-    "arccosh": math.acosh,
-    "arctanh": math.atanh,
-    "exp2": np.exp2,
-    "cbrt": np.cbrt,
     "fmod": np.fmod,
     "floor": np.floor,
     "ceil": np.ceil,
@@ -187,9 +172,15 @@ NAMESPACE = {
     "digamma": digamma,
     "polygamma": polygamma,
     "gammaln": gammaln,
-    "power": power,
     "remainder": remainder,
     "floor_divide": floor_divide,
     "inf": math.inf,
     "nan": math.nan,
+    **{name: known_to_numba(name, *function, IN_RANGE.get(name)) for name, function in FUNCTIONS.items()},
+}
+
+# What is right where `RANGES` holds: without the branch that keeps a loop from being vectorised.
+CORES = {name: known_to_numba(name, *FUNCTIONS[name]) for name in IN_RANGE}
+RANGES = {
+    name: known_to_numba(f"{name}_range", IN_RANGE[name], FUNCTIONS[name][1], condition=True) for name in IN_RANGE
 }

@@ -73,7 +73,8 @@ def tangent_block(words, at, values, tangents, functions, blas, scratch):
     if kind == ELEMENTWISE:
         tangent_elementwise(words, at, values, tangents, functions, scratch)
     elif kind == SUM:
-        sum_block(words, at, tangents, tangents, 1, scratch)
+        if words[at + HEADER + words[at + 4]] != DATA:
+            sum_block(words, at, tangents, tangents, 1, scratch)
     else:
         tangent_matmul(words, at, values, tangents, blas)
     return words[at + 1] + words[at + 2] - 1

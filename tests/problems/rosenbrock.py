@@ -45,16 +45,17 @@ def primal(x):
 @numba.njit
 def gradient(x):
     """Value and gradient; the terms are independent, so one pass does both and stores nothing."""
-    total = 0.0
-    x_bar = np.zeros(x.size)
+    total, valley_bar_before = 0.0, 0.0
+    x_bar = np.empty(x.size)
     for i in range(x.size - 1):
         valley = x[i + 1] - x[i] * x[i]
         slope = 1.0 - x[i]
         total += 100.0 * (valley * valley)
         total += slope * slope
         valley_bar = 200.0 * valley
-        x_bar[i + 1] += valley_bar
-        x_bar[i] -= 2.0 * (x[i] * valley_bar + slope)
+        x_bar[i] = valley_bar_before - 2.0 * (x[i] * valley_bar + slope)
+        valley_bar_before = valley_bar
+    x_bar[x.size - 1] = valley_bar_before
     return total, x_bar
 
 

@@ -80,6 +80,9 @@ class Leaves:
                     f"active values of compiled functions are float64, got an argument of dtype {source.dtype}, with which the function "
                     "computes in another precision; pass x.astype(float)"
                 )
+            if isinstance(source, np.ndarray) and self._owned and not source.flags.writeable:
+                # A parameter, kept by the recording: the function may change what it is given. Only the address and the layout of this count.
+                leaf.source = np.empty_like(source)
         elif isinstance(given, np.ndarray) and self._owned:
             leaf.given = leaf.source = given.copy(order="K")
         self.all.append(leaf)

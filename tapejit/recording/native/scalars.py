@@ -339,6 +339,14 @@ def _divmod(x, y):
     return None
 
 
+@overload(operator.getitem)
+def _of_no_dimension(x, index):
+    """``x[()]``: arrays without dimensions are handed over as numbers."""
+    if isinstance(x, ActiveFloat) and isinstance(index, types.BaseTuple) and len(index) == 0:
+        return lambda x, index: x
+    return None
+
+
 @overload_attribute(ActiveFloat, "real")
 def _real(x):
     return lambda x: x

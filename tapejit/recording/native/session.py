@@ -1,12 +1,17 @@
 """A tape while compiled code appends to it: its header, its growth, and what stops it.
 
 Compiled code knows addresses only, so the tape's arrays may move when they grow; nobody holds a view of them meanwhile. Where the tape is
-full, compiled code calls back into Python, which is also where Ctrl-C is noticed. An error there cannot be raised through compiled
-code: it is kept, nothing more is recorded, the loops of the user's function leave at their next round (`poll`), and `Session` raises it.
+full, compiled code calls back into Python. An error there cannot be raised through compiled code: it is kept, nothing more is recorded, the
+loops of the user's function leave at their next round (`poll`), and `Session` raises it.
+
+Python runs the handlers of signals between any two of its instructions. A handler that raises (Ctrl-C, a timeout) could do so in the middle
+of a callback, where the exception would be lost and a slot with it. So signals are noted during a session, and their handlers called where
+the tape has grown and at the end.
 """
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found]  # without the conversions to enums, several times the cost of the call
 import ctypes
 import signal
 import threading
@@ -32,6 +37,11 @@ _lock = threading.Lock()
 _spare: list[np.ndarray] = []  # headers of sessions that have ended
 _local = threading.local()
 _FIRST_ROOM = 1 << 15  # slots
+_DEFERRED = [
+    int(getattr(signal, name))
+    for name in ("SIGINT", "SIGALRM", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGVTALRM", "SIGPROF")
+    if hasattr(signal, name)
+]
 
 
 class Stopped(Exception):
@@ -58,8 +68,8 @@ class Session:
         self.error: BaseException | None = None
         self._guard_slot = np.zeros(0, np.int32)
         self._guard_expected = np.zeros(0)
-        self._is_interrupted = False
-        self._handles_interrupts = False
+        self._handlers: dict[int, Any] = {}  # of signals that are noted instead
+        self._pending: list[tuple[int, Any]] = []
 
     def __enter__(self) -> Session:
         push.install(_CALLBACK_ADDRESS)
@@ -76,22 +86,38 @@ class Session:
         self._header[push.KEEPS_GUARDS] = self.keeps_guards
         _sessions().append(self)
         try:
+            self._defer_signals()
             self._publish(_FIRST_ROOM)
-            self._await_interrupts()
         except BaseException:
             self._leave()
+            self._handle_signals()
             raise
         return self
 
-    def _await_interrupts(self) -> None:
-        """Note Ctrl-C instead of raising it, which could happen where a callback cannot pass it on."""
-        is_main = threading.current_thread() is threading.main_thread()
-        if is_main and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-            signal.signal(signal.SIGINT, self._note_interrupt)
-            self._handles_interrupts = True
+    def _defer_signals(self) -> None:
+        """Note signals instead of calling their handlers, which Python does in the main thread only."""
+        if threading.current_thread() is threading.main_thread():
+            for number in _DEFERRED:
+                handler = _signal.getsignal(number)
+                if callable(handler):
+                    self._handlers[number] = handler
+                    _signal.signal(number, self._note_signal)
 
-    def _note_interrupt(self, number: int, frame: Any) -> None:
-        self._is_interrupted = True
+    def _note_signal(self, number: int, frame: Any) -> None:
+        self._pending.append((number, frame))
+
+    def _call_handlers(self) -> None:
+        """Call the handlers of the signals that have come; they may raise."""
+        while self._pending:
+            number, frame = self._pending.pop(0)
+            self._handlers[number](number, frame)
+
+    def _handle_signals(self) -> None:
+        """Give the signals their handlers back, and call those of the signals that have come."""
+        for number, handler in self._handlers.items():
+            if _signal.getsignal(number) == self._note_signal:
+                _signal.signal(number, handler)
+        self._call_handlers()
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         n_slots = int(self._header[push.N_SLOTS])
@@ -101,8 +127,7 @@ class Session:
         n_user = max(0, int(opcode.max()) - ops.FIRST_USER + 1) if ops.USER and n_slots else 0
         del opcode
         self.tape.took_room(n_slots, n_user)
-        if self._is_interrupted and not isinstance(error, KeyboardInterrupt):
-            raise KeyboardInterrupt
+        self._handle_signals()
         if self.error is not None:
             raise self.error from None
         if self.tape.careful:
@@ -111,8 +136,6 @@ class Session:
             self.tape.guards.append(self._guard_slot[:n_guards], self._guard_expected[:n_guards], self.line)
 
     def _leave(self) -> None:
-        if self._handles_interrupts:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
         _sessions().remove(self)
         with _lock:
             HEADERS[self.number] = 0
@@ -136,8 +159,7 @@ class Session:
         if self.error is not None:
             return 0
         try:
-            if self._is_interrupted:
-                raise KeyboardInterrupt
+            self._call_handlers()
             if what == push.READ_POISON:
                 raise UninitializedError(
                     f"{self.line} reads memory that was allocated (np.empty, np.empty_like) and never written; write it first, or "

@@ -1,0 +1,341 @@
+"""A tape as a compiled kernel: all stages of the compiler one after the other, and calls of what comes out.
+
+A kernel is right or says that it is not: a decision that changes, or an argument beyond the range of an inlined function, gives a status; a
+result that is not finite is thrown away, as compiled code multiplies zero adjoints and infinite partials where the sweeps do not. The caller
+then asks the interpreter (`Kernel.run` gives None).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import os
+import re
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from tapejit.compiler.emit import emit
+from tapejit.compiler.functions import register
+from tapejit.compiler.link import Linked, estimate, link
+from tapejit.compiler.nest import Loop, Site
+from tapejit.compiler.operands import classify, cut, fuse
+from tapejit.compiler.plan import Plan
+from tapejit.compiler.prune import prune
+from tapejit.compiler.roll import TooLargeError, roll
+from tapejit.errors import CompileError, TapeFullError
+from tapejit.expansion import expand
+from tapejit.layout import MATMUL
+from tapejit.sweeps.kernel import kernel
+from tapejit.tape import FlatTape
+from tapejit.workspace import fresh
+
+__all__ = ["MAX_COMPILE_SECONDS", "Kernel", "compile_tape"]
+
+MAX_COMPILE_SECONDS = 20.0
+LARGEST_PRODUCT = 200_000  # multiplications in one matrix product, above which it stays a call of BLAS
+_VECTORISED_SECONDS = 2.0  # as long as LLVM may look for loops to vectorise; it needs quadratic time
+_SITES_PER_SECOND = 1500
+_ROUNDS = 8  # of cutting and fusing
+_PADDING = 8  # doubles after the last value
+EXPONENT = 0x7FF << 52  # its bits are all set in inf and NaN
+_LONG = 1 << 14  # entries from which one pass that copies and tests is faster than two of NumPy's
+
+_Forward = ctypes.CFUNCTYPE(ctypes.c_int64, *(ctypes.c_void_p,) * 3)
+_Reverse = ctypes.CFUNCTYPE(ctypes.c_int64, *(ctypes.c_void_p,) * 5)
+
+
+class Kernel:
+    """Machine code for one tape, or the reason why there is none. Made by `compile_tape`.
+
+    Several threads may run one kernel at the same time.
+
+    Attributes
+    ----------
+    why_interpreted : str
+        Why the tape was not compiled; empty if it was.
+    nest : str
+        The loops that were found, a line each.
+    seconds : float
+        That compiling took.
+    nbytes : int
+        Working memory of a value and gradient.
+    """
+
+    def __init__(self, why_interpreted: str, seconds: float) -> None:
+        self.why_interpreted, self.seconds = why_interpreted, seconds
+        self.nest = ""
+        self.nbytes = 0
+        self.linked: Linked | None = None
+
+    def _load(self, plan: Plan, linked: Linked) -> None:
+        program = plan.program
+        self.linked = linked
+        self.size, self.n_active = plan.size, plan.n_active
+        self.n_inputs, self.n_parameters = program.n_inputs, program.n_parameters
+        self.parameters_at, self.constants_at = plan.parameters_at, plan.constants_at
+        self.constants = program.constants.copy()
+        self.inputs_apart = plan.inputs_apart
+        self.outputs_at = plan.outputs_at
+        self._place: Any = _place(plan.outputs_at)
+        self.tables = np.ascontiguousarray(plan.tables())
+        self._tables_at = self.tables.ctypes.data
+        self._forward = _Forward(linked.address("forward"))
+        self._reverse = _Reverse(linked.address("reverse"))
+        self._free: list[_Work] = []
+        self._most = 2 * (os.cpu_count() or 1)
+        self.nest = _described(plan)
+        self.nbytes = 16 * plan.size + self.tables.nbytes
+
+    def take(self) -> _Work:
+        """Memory for one call; to be given back."""
+        try:
+            return self._free.pop()
+        except IndexError:
+            return _Work(self)
+
+    def give(self, work: _Work) -> None:
+        if len(self._free) < self._most:
+            self._free.append(work)
+
+    def run(
+        self, x: np.ndarray, parameters: Sequence[Any] = (), seeds: Any = None, token: object = None
+    ) -> tuple[Any, np.ndarray | None] | None:
+        """Outputs and adjoints of the inputs, or None if the interpreter must be asked.
+
+        Parameters
+        ----------
+        x : (n_inputs,) ndarray
+        parameters : sequence of float and ndarray
+            In the order of their slots.
+        seeds : float or ndarray of float64, optional
+            A number for one output; (m,) for several; (k, m) for k adjoints of the inputs at a time. None: values only.
+        token : object
+            Something that stands for these parameters: they are not written again where the same object was given before.
+
+        Returns
+        -------
+        outputs : float or (m,) ndarray
+            A float if there is one output.
+        adjoints : (n_inputs,) or (k, n_inputs) ndarray, or None
+        """
+        work = self.take()
+        try:
+            memory = work.memory
+            if self.inputs_apart:
+                x = np.ascontiguousarray(x, np.float64)
+                inputs_at = x.__array_interface__["data"][0]
+            else:
+                work.inputs[:] = x
+                inputs_at = None
+            if self.n_parameters and (token is None or work.holds is not token):
+                work.holds = None
+                _write(work.parameters, parameters)
+                work.holds = token
+            if self._forward(inputs_at, work.memory_at, self._tables_at):
+                return None
+            place = self._place
+            outputs = memory.item(place) if type(place) is int else memory[place].copy()
+            if seeds is None:
+                return outputs, None
+            if type(seeds) is float or seeds.ndim < 2:
+                bars = self._pulled_back(work, inputs_at, seeds)
+            else:
+                bars = np.empty((len(seeds), self.n_inputs))
+                for row, seed in zip(bars, seeds, strict=True):
+                    pulled = self._pulled_back(work, inputs_at, seed.item() if seed.size == 1 else seed)
+                    if pulled is None:
+                        return None
+                    row[:] = pulled
+            return None if bars is None else (outputs, bars)
+        finally:
+            self.give(work)
+
+    def _pulled_back(self, work: _Work, inputs_at: int | None, seeds: Any) -> np.ndarray | None:
+        adjoint = work.adjoint
+        if adjoint is None:
+            adjoint = work.add_adjoint(self)
+        work.active.fill(0.0)
+        adjoint[self._place] = seeds
+        if inputs_at is not None:
+            out = np.zeros(self.n_inputs)
+            out_at = out.__array_interface__["data"][0]
+            if self._reverse(inputs_at, work.memory_at, out_at, work.adjoint_at, self._tables_at):
+                return None
+            if out.size >= _LONG:
+                return out if _is_finite(out.view(np.int64)) else None
+            # One pass; a square may overflow where the number does not.
+            return out if math.isfinite(out.dot(out)) or np.isfinite(out).all() else None
+        if self._reverse(None, work.memory_at, None, work.adjoint_at, self._tables_at):
+            return None
+        bars = work.bars
+        if bars.size >= _LONG:
+            out = np.empty(bars.size)
+            return out if _copy_finite(bars.view(np.int64), out.view(np.int64)) else None
+        out = bars.copy()
+        if not math.isfinite(out.dot(out)) and not np.isfinite(out).all():
+            return None
+        return out
+
+
+class _Work:
+    """The arrays of one call."""
+
+    __slots__ = ("active", "adjoint", "adjoint_at", "bars", "holds", "inputs", "memory", "memory_at", "parameters")
+
+    def __init__(self, owner: Kernel) -> None:
+        self.memory = fresh(owner.size + _PADDING, np.dtype(np.float64))
+        self.memory_at = self.memory.ctypes.data
+        self.inputs = self.memory[: owner.n_inputs]
+        self.parameters = self.memory[owner.parameters_at : owner.parameters_at + owner.n_parameters]
+        self.memory[owner.constants_at : owner.constants_at + owner.constants.size] = owner.constants
+        self.holds: object = None
+        self.adjoint: np.ndarray | None = None
+
+    def add_adjoint(self, owner: Kernel) -> np.ndarray:
+        adjoint = fresh(owner.size + _PADDING, np.dtype(np.float64))
+        if adjoint.nbytes < 1 << 20:
+            adjoint.fill(0.0)
+        self.adjoint, self.adjoint_at = adjoint, adjoint.ctypes.data
+        self.active = adjoint[owner.n_inputs if owner.inputs_apart else 0 : owner.n_active]
+        self.bars = adjoint[: owner.n_inputs]
+        return adjoint
+
+
+def _write(out: np.ndarray, parameters: Sequence[Any]) -> None:
+    at = 0
+    for number in parameters:
+        if np.ndim(number):
+            out[at : at + number.size].reshape(number.shape)[...] = number
+            at += number.size
+        else:
+            out[at] = number
+            at += 1
+    assert at == out.size, "not the parameters of this tape"
+
+
+def _place(at: np.ndarray) -> int | slice | np.ndarray:
+    """The cheapest index for the places of the outputs."""
+    if at.size == 1:
+        return int(at[0])
+    if at.size and (np.diff(at) == 1).all():
+        return slice(int(at[0]), int(at[-1]) + 1)
+    return at
+
+
+@kernel
+def _copy_finite(source, out):
+    """Copy numbers given by their bits, and say whether all are finite."""
+    found = 0
+    for i in range(source.size):
+        out[i] = source[i]
+        found |= (source[i] & EXPONENT) == EXPONENT
+    return not found
+
+
+@kernel
+def _is_finite(bits):
+    """Whether all numbers, given by their bits, are finite: in vectors, which a sum of floats would not be."""
+    found = 0
+    for i in range(bits.size):
+        found |= (bits[i] & EXPONENT) == EXPONENT
+    return not found
+
+
+def compile_tape(
+    tape: FlatTape, *, fast: bool = False, threads: int = 1, max_compile_seconds: float = MAX_COMPILE_SECONDS
+) -> Kernel:
+    """Compile a tape with its `output_slots`.
+
+    Parameters
+    ----------
+    tape : FlatTape
+        Blocks are written out first.
+    fast : bool
+        Let LLVM contract products and sums: values then differ from the interpreter's in the last bits.
+    threads : int
+        For the parallel loops of one run.
+    max_compile_seconds : float
+        Give up where compiling would take longer, as far as that is known before.
+
+    Returns
+    -------
+    Kernel
+        Check `why_interpreted`.
+    """
+    started = time.perf_counter()
+
+    def given_up(why: str) -> Kernel:
+        return Kernel(why, time.perf_counter() - started)
+
+    for block in tape.blocks():
+        if block.kind == MATMUL and math.prod(block.shape) > LARGEST_PRODUCT:
+            m, k, n = block.shape
+            return given_up(f"a product of {m} x {k} and {k} x {n} matrices stays a call of BLAS")
+    try:
+        scalars = expand(tape, FlatTape(), from_zero=True) if len(tape.block_at) else tape
+        program = prune(scalars)
+        del scalars
+        root = roll(program, max_sites=int(_SITES_PER_SECOND * max_compile_seconds))
+    except (TooLargeError, TapeFullError) as error:
+        return given_up(str(error))
+    found = classify(root, program)
+    for _ in range(_ROUNDS):
+        if not (cut(found) or fuse(found)):
+            break
+        found = classify(root, program)
+    try:
+        plan = Plan(found)
+        text, externals = emit(plan)
+    except OverflowError as error:
+        return given_up(str(error))
+    n_instructions = len(re.findall(r"^  ", text, re.MULTILINE))
+    vectorise = estimate(n_instructions) <= min(_VECTORISED_SECONDS, max_compile_seconds)
+    seconds = estimate(n_instructions, vectorise=vectorise)
+    if time.perf_counter() - started + seconds > max_compile_seconds:
+        return given_up(
+            f"LLVM would need about {seconds:.0f} s for {n_instructions} instructions; max_compile_seconds is {max_compile_seconds:g}"
+        )
+    register(externals)
+    try:
+        linked = link(text, fast=fast, vectorise=vectorise, externals=[f"tapejit_{name}" for name in sorted(externals)])
+    except CompileError as error:
+        return given_up(str(error))
+    made = Kernel("", 0.0)
+    made._load(plan, linked)
+    made.seconds = time.perf_counter() - started
+    return made
+
+
+# What was found, in words.
+
+
+def _described(plan: Plan) -> str:
+    lines: list[str] = []
+    _describe(plan, plan.root, lines, 0)
+    return "\n".join(lines)
+
+
+def _describe(plan: Plan, loop: Loop, lines: list[str], depth: int) -> None:
+    own = [node for node in loop.body if isinstance(node, Site)]
+    if depth:
+        n_carried = sum(operand.home is loop for operand in plan.found.carried)
+        n_stored = sum(site in plan.stored for site in own) + sum(operand.home is loop for operand in plan.kept)
+        facts = [f"{len(own)} slots"]
+        facts += [f"{n_carried} carried"] if n_carried else []
+        facts += [f"{n_stored} stored"] if n_stored else []
+        lines.append(f"{'  ' * depth}loop, {_trips(loop)}: {', '.join(facts)}")
+    elif own:
+        lines.append(f"  {len(own)} slots outside of loops")
+    for node in loop.body:
+        if isinstance(node, Loop):
+            _describe(plan, node, lines, depth + 1)
+
+
+def _trips(loop: Loop) -> str:
+    trips = loop.trips
+    if loop.constant_trips:
+        return f"{loop.constant_trips:,} times"
+    return f"{trips.min():,} to {trips.max():,} times, {trips.mean():,.1f} on average"

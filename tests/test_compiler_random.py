@@ -1,0 +1,322 @@
+"""Random programs and random loop nests, compiled: the bits of the interpreted replay, and its gradient but for the order of additions.
+
+``python tests/test_compiler_random.py 2000`` tries loop nests 0 to 1999 and prints those that fail.
+"""
+
+import sys
+import traceback
+
+import loop_nests
+import numpy as np
+import programs
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.testing import assert_allclose, assert_array_equal
+
+import tapejit as tj
+from tapejit import sweeps
+from tapejit.compiler import emit, operands, plan, roll
+from tapejit.compiler.kernel import compile_tape
+from tapejit.layout import MATMUL, SUM
+
+# The order in which contributions are added to one adjoint may differ: relative to the largest adjoint.
+RTOL = 1e-12
+SEEDS = st.integers(0, 10**6)
+
+# Thresholds so low that small programs become loops, loops in loops, and pieces.
+SMALL = [
+    {},
+    {"plan.SMALLEST_TILED": 1, "emit.SMALLEST_TILE": 8, "emit.TILE": 16, "roll.SMALLEST": 6, "operands.SHORTEST_APART": 4},
+    {"roll.WINDOW": 1, "roll.SMALLEST": 2, "roll.UNROLL": 0, "roll.PERIODS": (2, 8, 64), "operands.SHORTEST_PIECE": 1},
+    {
+        "roll.WINDOW": 2,
+        "roll.SMALLEST": 4,
+        "roll.UNROLL": 8,
+        "roll.PERIODS": (1, 3, 200),
+        "roll.SHORTEST_SHIFTED": 2,
+        "operands.LONGEST_GROUP": 6,
+        "plan.SMALLEST_TILED": 1,
+        "emit.SMALLEST_TILE": 1,
+        "emit.TILE": 8,
+    },
+    {"roll.WINDOW": 3, "roll.SMALLEST": 6, "roll.PERIODS": (4096,), "plan.CONTIGUOUS": 1, "operands.SHORTEST_PIECE": 2},
+]
+MODULES = {"emit": emit, "roll": roll, "operands": operands, "plan": plan}
+
+
+class thresholds:
+    """Context manager: other thresholds."""
+
+    def __init__(self, names):
+        self.names = names
+
+    def __enter__(self):
+        self.kept = []
+        for name, number in self.names.items():
+            module, constant = MODULES[name.split(".")[0]], name.split(".")[1]
+            self.kept.append((module, constant, getattr(module, constant)))
+            setattr(module, constant, number)
+
+    def __exit__(self, *exception):
+        for module, constant, number in self.kept:
+            setattr(module, constant, number)
+
+
+def poison(kernel):
+    """Put NaN wherever a run must write before it reads."""
+    work = kernel.take()
+    adjoint = work.add_adjoint(kernel) if work.adjoint is None else work.adjoint
+    start = kernel.constants_at
+    work.memory[:start] = np.nan
+    work.memory[start + kernel.constants.size :] = np.nan
+    adjoint[:] = np.nan
+    work.holds = None
+    kernel.give(work)
+
+
+def check_compiled(recording, points, rng, limit=None, parameters=()):
+    """A recording's tape compiled, against its interpreted replay; gives the kernel."""
+    tape = recording.tape
+    kernel = compile_tape(tape, max_compile_seconds=60.0)
+    assert not kernel.why_interpreted, kernel.why_interpreted
+    output = np.asarray(tape.output_slots)
+    # Sums of arrays may be added up in another order. Elementwise blocks may not make a difference.
+    kinds = {block.kind for block in tape.blocks()}
+    is_exact = not kinds & {SUM, MATMUL}
+    scalars = tape.expand() if is_exact else tape
+    n_compared = 0
+    for x in points:
+        y_bar = rng.standard_normal(output.size)
+        value = scalars.value.copy()
+        scalars.set_inputs(value, x)
+        sweeps.forward(scalars, value)
+        changed = scalars.branch_change(value) is not None
+        adjoint = np.zeros(scalars.n_slots)
+        np.add.at(adjoint, scalars.output_slots, y_bar)
+        sweeps.reverse(scalars, adjoint, value)
+        expected = adjoint[scalars.input_index()]
+        own = [value[first : first + size] for first, size in scalars.parameter_slots]
+        poison(kernel)
+        with_rows = kernel.run(np.ravel(x), own, np.stack([y_bar, -2.0 * y_bar]))
+        poison(kernel)
+        found = kernel.run(np.ravel(x), own, float(y_bar[0]) if output.size == 1 else y_bar)
+        if changed:
+            assert found is None and with_rows is None, "a decision changed unnoticed"
+            continue
+        if found is None:
+            is_finite = np.isfinite(expected).all() and np.isfinite(adjoint).all() and np.isfinite(value).all()
+            assert not is_finite or np.abs(value).max() > 1e5, "finite results, but the kernel gives none"
+            continue
+        n_compared += 1
+        if is_exact:
+            assert_array_equal(np.reshape(found[0], -1), value[scalars.output_slots])
+        else:
+            largest = np.nanmax(np.abs(value))
+            assert_allclose(np.reshape(found[0], -1), value[scalars.output_slots], rtol=0.0, atol=1e-11 * largest)
+        scale = max(np.abs(expected).max(initial=0.0), np.nanmax(np.abs(adjoint)) * 1e-3)
+        assert np.abs(found[1] - expected).max(initial=0.0) <= (RTOL if is_exact else 1e-10) * scale
+        assert_array_equal(with_rows[1][0], found[1])
+        assert np.abs(with_rows[1][1] + 2.0 * found[1]).max(initial=0.0) <= RTOL * scale
+    kernel.n_compared = n_compared
+    return kernel
+
+
+def check_nest(program, length, seed, m=0):
+    rng = np.random.default_rng(seed)
+    x, near, far = rng.uniform(-1.0, 1.0, (3, 3 + length))
+    f = loop_nests.function(program, m)
+    recording = tj.record(f, x)
+    for small in SMALL:
+        with thresholds(small):
+            kernel = check_compiled(recording, [x, x + 1e-3 * near, far], rng)
+            assert kernel.n_compared
+    return kernel
+
+
+@settings(max_examples=25)
+@given(
+    program=loop_nests.programs(),
+    length=st.sampled_from(loop_nests.LENGTHS),
+    seed=SEEDS,
+    m=st.sampled_from([0, 0, 1, 5]),
+)
+def test_compiled_loop_nests_equal_interpreted_ones(program, length, seed, m):
+    check_nest(program, length, seed, m)
+
+
+@settings(max_examples=25)
+@given(program=programs.scalar_programs(), seed=SEEDS)
+def test_compiled_scalar_programs_equal_interpreted_ones(program, seed):
+    rng = np.random.default_rng(seed)
+    x, other = rng.uniform(-2.0, 2.0, (2, 4))
+    recording = tj.record(programs.scalar_function(program), x)
+    for small in SMALL[:2]:
+        with thresholds(small):
+            check_compiled(recording, [x, other], rng)
+
+
+@settings(max_examples=25)
+@given(program=programs.array_programs(max_size=5), shape=programs.shapes(limit=260), seed=SEEDS)
+def test_compiled_array_programs_equal_interpreted_ones(program, shape, seed):
+    recording = tj.record(programs.array_function(program), programs.points(shape, seed))
+    rng = np.random.default_rng(seed)
+    check_compiled(recording, [programs.points(shape, seed), programs.points(shape, seed + 1)], rng)
+
+
+@settings(max_examples=20)
+@given(
+    program=programs.array_programs(kinds=programs.ELEMENTWISE, max_size=5),
+    n=st.sampled_from([1, 2, 7, 8, 9, 255, 256, 257, 513]),
+    seed=SEEDS,
+)
+def test_compiled_elementwise_programs_equal_interpreted_ones(program, n, seed):
+    recording = tj.record(programs.elementwise_function(program), programs.points((n,), seed))
+    check_compiled(recording, [programs.points((n,), seed + 1)], np.random.default_rng(seed))
+
+
+# Tapes made to be hard to roll.
+
+
+def period_one(x):
+    """One instruction, over and over."""
+    for _ in range(400):
+        x = x + x
+        x = x * 0.5
+    return x
+
+
+def all_different(x):
+    rng = np.random.default_rng(1)
+    values = [x[i] for i in range(4)]
+    for _ in range(300):
+        i, j = rng.integers(0, len(values), 2)
+        values.append([np.sin, np.tanh, np.arctan, np.cos][rng.integers(4)](values[i] + 0.5 * values[j]))
+    return values[-1] + values[-2]
+
+
+def half_period(x):
+    """Twice the same long sequence that itself repeats nothing."""
+    return all_different(x) + all_different(x * 0.5)
+
+
+def almost_periodic(x):
+    """A loop in which every seventh iteration has one instruction more, at another place each time."""
+    total = x[0]
+    for i in range(200):
+        y = x[i % 4] * 0.9
+        if i % 7 == 3:
+            y = np.sin(y)
+        y = y + 0.1 * total
+        if i % 7 == 5:
+            y = y * 0.5
+        total = total * 0.5 + y
+    return total
+
+
+def dead_code(x):
+    for i in range(50):
+        np.exp(x[i % 4])
+    return x[0] * 1.0
+
+
+def time_stepping(x):
+    u = [x[0], x[1], x[2], x[3], *[0.0 * x[0]] * 20]
+    for step in range(30):
+        for i in range(1, 23):
+            u[i] = u[i] + 0.1 * (u[i - 1] - 2.0 * u[i] + u[i + 1])
+        u = [u[0], *[u[i] * (1.0 + 0.001 * step) for i in range(1, 23)], u[-1]]
+    return sum(u[5:])
+
+
+def triangle(x):
+    total = 0.0
+    for i in range(40):
+        for j in range(i):
+            total = total + (x[i % 4] - x[j % 4]) ** 2 * 0.01
+    return total
+
+
+def last_results(x):
+    """Results of inner loops of varying length feed the loop around."""
+    total = 0.0
+    for i in range(30):
+        y = x[i % 4]
+        for _ in range(1 + i % 5):
+            y = np.sin(y) + 0.1 * x[1]
+        total = total + y * x[2]
+    return total
+
+
+HARD = [
+    (period_one, 0.3),
+    (all_different, np.array([0.1, 0.2, -0.3, 0.4])),
+    (half_period, np.array([0.1, 0.2, -0.3, 0.4])),
+    (almost_periodic, np.array([0.1, 0.2, -0.3, 0.4])),
+    (dead_code, np.array([0.1, 0.2, -0.3, 0.4])),
+    (time_stepping, np.array([0.1, 0.2, -0.3, 0.4])),
+    (triangle, np.array([0.1, 0.2, -0.3, 0.4])),
+    (last_results, np.array([0.1, 0.2, -0.3, 0.4])),
+    (lambda x: x, 0.3),
+    (lambda x: x, np.array([1.0, 2.0])),
+    (lambda x: [x[0], x[0], x[1] * 2.0, x[1], x[0]], np.array([1.0, 2.0])),
+    (lambda x: [2.0, x[0], 3.0], np.array([1.0, 2.0])),
+    (lambda x: [x[0] * x[0]] * 3, np.array([1.0, 2.0])),
+    (lambda x: np.sum(x[:0]) + x[0], np.array([1.0])),
+    (lambda x: 0.0 * x, 2.0),
+    (lambda x: 3.0, 2.0),
+    (lambda x: np.sin(x), np.zeros(0)),
+]
+
+
+@pytest.mark.parametrize("small", SMALL, ids=range(len(SMALL)))
+@pytest.mark.parametrize("case", HARD, ids=lambda case: case[0].__name__)
+def test_compiled_hard_tapes_equal_interpreted_ones(case, small, rng):
+    f, x = case
+    with thresholds(small):
+        check_compiled(tj.record(f, x), [np.asarray(x), np.asarray(x) + 0.01], rng)
+
+
+def test_a_long_tape_rolls():
+    tape = tj.Tape()
+    with tape:
+        x = tape.input(0.3)
+        y = x
+        for _ in range(250_000):
+            y = (y + x) * 0.5
+    tape.output_slots = np.array([y.slot])
+    kernel = compile_tape(tape)
+    assert not kernel.why_interpreted
+    assert kernel.nest.count("\n") < 6
+    value, bars = kernel.run(np.array([0.4]), (), 1.0)
+    assert value == 0.4
+    np.testing.assert_allclose(bars, [1.0], rtol=1e-12)
+
+
+def test_a_long_tape_without_repeats_is_left_to_the_interpreter():
+    rng = np.random.default_rng(0)
+    names = [np.sin, np.cos, np.tanh, np.arctan, np.arcsinh, np.sqrt]
+    choice = rng.integers(0, len(names), 60_000)
+
+    def f(x):
+        y = x
+        for i in choice:
+            y = names[i](1.0 + y * y)
+        return y
+
+    kernel = compile_tape(tj.record(f, 0.3).tape)
+    assert "do not repeat" in kernel.why_interpreted
+
+
+def main(first, last):
+    for seed in range(first, last):
+        program = loop_nests.random_program(np.random.default_rng(seed))
+        try:
+            check_nest(program, loop_nests.LENGTHS[seed % 3], seed, m=[0, 0, 0, 4][seed % 4])
+        except Exception:
+            print("nest", seed, program)
+            print(traceback.format_exc(limit=-3))
+
+
+if __name__ == "__main__":
+    main(*([0] + [int(argument) for argument in sys.argv[1:]])[-2:])

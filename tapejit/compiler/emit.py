@@ -248,8 +248,6 @@ class _Kernel:
                 return ir.Constant(DOUBLE, value)
             case Scope(site=site):
                 return self.values[site]
-            case Memory(late=True):
-                return self.load(self.address(operand), self.array_of(operand))
             case Memory() if operand not in self.values:
                 self.values[operand] = self.load(self.address(operand), self.array_of(operand))
         return self.values[operand]
@@ -276,7 +274,7 @@ class _Kernel:
         def visit(operand: Operand, node: Node) -> None:
             if isinstance(operand, Carried):
                 visit(operand.start, operand.home)
-            elif isinstance(operand, Memory) and not operand.late:
+            elif isinstance(operand, Memory):
                 for loop in node.ancestors():
                     if loop is operand.home:
                         break
@@ -501,8 +499,9 @@ class _Reverse(_Kernel):
                 self._inner(node)
             elif node in self.plan.active:
                 self._pull_back(node)
-        for key in [key for key in self.bar if isinstance(key, Memory) and key.home is loop]:
-            self._add(key, self.bar.pop(key))
+            for key in list(self.bar):
+                if isinstance(key, Memory) and key.home is loop and key.first_use == node.position:
+                    self._add(key, self.bar.pop(key))
         self.forget(loop)
 
     def _recompute(self, loop: Loop) -> None:
@@ -528,9 +527,6 @@ class _Reverse(_Kernel):
 
     def _accumulate(self, operand: Operand, contribution: ir.Value) -> None:
         """Add to the adjoint of an operand."""
-        if isinstance(operand, Memory) and operand.late:
-            self._add(operand, contribution)
-            return
         key = _key(operand)
         known = self.bar.get(key)
         self.bar[key] = contribution if known is None else self.b.fadd(known, contribution)
@@ -832,7 +828,7 @@ def _key(operand: Operand) -> Any:
     match operand:
         case Scope(site=site) | Result(site=site):
             return site
-        case Memory(late=True) | Constant():
+        case Constant():
             return None
     return operand
 

@@ -70,13 +70,12 @@ class Carried:
 class Memory:
     """Values in memory: instruction or leaf ``column[t]`` in iteration t of `home`.
 
-    `late` if some are of the same iteration, so that they must be loaded where they are read.
+    `first_use` is the position in the body of `home` of the first node that reads it: what it reads was stored before.
     """
 
     home: Loop
     column: np.ndarray
-    late: bool = False
-    user: Node | None = None  # a site that reads it
+    first_use: int
     address: object = field(default=None, repr=False)
 
 
@@ -187,31 +186,31 @@ class classify:
 
     def _operand(self, column: np.ndarray, user: Site) -> Operand:
         assert user.loop is not None
-        return self._find(column.astype(np.int64), user.loop, user.position, user)
+        return self._find(column.astype(np.int64), user.loop, user.position)
 
-    def _find(self, column: np.ndarray, loop: Loop, position: int, user: Site) -> Operand:
+    def _find(self, column: np.ndarray, loop: Loop, position: int) -> Operand:
         """The operand that reads `column` in `loop`, before the node at `position`."""
         key = (loop, position if column[-1] >= 0 else -1, int(column[0]), int(column[-1]), int(column.sum()))
         for known, operand in self._known.get(key, []):
             if np.array_equal(known, column):
                 return operand
-        operand = self._made(column, loop, position, user)
+        operand = self._made(column, loop, position)
         self._known.setdefault(key, []).append((column, operand))
         return operand
 
-    def _made(self, column: np.ndarray, loop: Loop, position: int, user: Site) -> Operand:
+    def _made(self, column: np.ndarray, loop: Loop, position: int) -> Operand:
         last = int(column[-1])
         if last < 0:
             constant = ~last - self.n_fixed
             if constant >= 0 and (column == last).all():
                 return Constant(float(self.program.constants[constant]))
         else:
-            found = self._followed(column, loop, position, self.sites[self.site_of[last]], user)
+            found = self._followed(column, loop, position, self.sites[self.site_of[last]])
             if found is not None:
                 return found
-        return self._loaded(column, loop, user)
+        return self._loaded(column, loop, position)
 
-    def _followed(self, column: np.ndarray, loop: Loop, position: int, source: Site, user: Site) -> Operand | None:
+    def _followed(self, column: np.ndarray, loop: Loop, position: int, source: Site) -> Operand | None:
         """A `Scope`, `Result` or `Carried` of `source`, if the column is one."""
         home: Loop | None = loop
         while home is not None:
@@ -226,9 +225,8 @@ class classify:
                     start = _held(column, up, self.is_first(home))
                     if start.size:
                         assert home.loop is not None
-                        begin = self._find(start, home.loop, home.position, user)
-                        if not isinstance(begin, Memory) or not begin.late:
-                            return self._carry(source, home, begin)
+                        begin = self._find(start, home.loop, home.position)
+                        return self._carry(source, home, begin)
             position, home = home.position, home.loop
         return None
 
@@ -247,21 +245,20 @@ class classify:
         self.carried.append(carried)
         return carried
 
-    def _loaded(self, column: np.ndarray, loop: Loop, user: Site) -> Memory:
+    def _loaded(self, column: np.ndarray, loop: Loop, position: int) -> Memory:
         """A load, made in the outermost loop in which it can be."""
         while loop.loop is not None:
             first = loop.first[:-1]
             starts = column[first]
             if not (column == np.repeat(starts, loop.trips)).all() or (starts >= self.start(loop)[first]).any():
                 break
-            column, loop = starts, loop.loop
-        late = bool((column >= self.start(loop)).any())
+            column, position, loop = starts, loop.position, loop.loop
         for memory in self.memory:
-            if memory.home is loop and memory.late == late and np.array_equal(memory.column, column):
+            if memory.home is loop and np.array_equal(memory.column, column):
+                memory.first_use = min(memory.first_use, position)
                 return memory
-        memory = Memory(loop, column, late, user)
-        self.memory.append(memory)
-        return memory
+        self.memory.append(Memory(loop, column, position))
+        return self.memory[-1]
 
     # Iterations of one loop seen from another.
 

@@ -282,7 +282,7 @@ class Plan:
         """Whether no iteration reads what another one of the same entry wrote."""
         before = np.repeat(self.found.start(loop)[loop.first[:-1]], loop.trips)
         return all(
-            not memory.late and bool((memory.column < before).all())
+            bool((memory.column < before).all())
             for memory in self.found.memory
             if memory.home is loop
         )

@@ -69,8 +69,23 @@ def _next_occurrences(symbols, window, following, heads, hashes):
 
 
 @kernel
-def _best_shift(begins, operands, i, d, most_shift, stamps):
-    """By how many items a run that begins at item i should begin later, `most_shift` at most: so that fewest values are carried on."""
+def _unlike(operands, usual, other, size):
+    """How many operands of an iteration are its own results where those of another are not, or others."""
+    n = 0
+    for m in range(size):
+        for k in range(3):
+            v, w = operands[k, usual + m], operands[k, other + m]
+            if (v >= usual or w >= other) and v - usual != w - other:
+                n += 1
+    return n
+
+
+@kernel
+def _best_shift(begins, operands, i, d, n_trips, rest, most_shift, stamps):
+    """By how many items a run that begins at item i should begin later, `most_shift` at most.
+
+    So that fewest values are carried on, and the first and last iteration are like the others: there, the run may have caught code from outside.
+    """
     best, fewest = 0, np.int64(1 << 40)
     stamps[:] = -1
     for shift in range(min(most_shift, LARGEST_SHIFT) + 1):
@@ -82,6 +97,11 @@ def _best_shift(begins, operands, i, d, most_shift, stamps):
                 if before <= v < first and stamps[(v - before) % stamps.size] != shift:
                     stamps[(v - before) % stamps.size] = shift
                     crossing += 1
+        last = begins[i + (n_trips - (2 if shift > rest else 1)) * d + shift]
+        if end - first == first - before:
+            crossing += _unlike(operands, first, before, end - first)
+        if last + end - first <= operands.shape[1]:
+            crossing += _unlike(operands, first, last, end - first)
         if crossing < fewest:
             best, fewest = shift, crossing
     return best
@@ -133,7 +153,7 @@ def _find_runs(symbols, lengths, begins, operands, following, tries, longest, fe
             # Beyond what is left over, it costs an iteration.
             most_shift = found - 1 if n_trips >= SHORTEST_SHIFTED else rest
             if most_shift > 0 and credit > 0 and size < LARGEST_SHIFTED:
-                shift = _best_shift(begins, operands, i, found, most_shift, stamps)
+                shift = _best_shift(begins, operands, i, found, n_trips, rest, most_shift, stamps)
                 if shift > rest:
                     n_trips -= 1
                 for _ in range(shift):

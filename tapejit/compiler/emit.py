@@ -27,11 +27,11 @@ from tapejit.compiler.plan import WIDEST_SHIFT, Address, Place, Plan, Split, par
 from tapejit.compiler.prune import EXPECTS_FALSE, EXPECTS_TRUE, OUTPUT, SUM_STEP
 from tapejit.expressions import names
 from tapejit.ops import CHAIN, DIV, POSITIVE, SELECT, SUB
+from tapejit.sweeps.lowering import constant
 
 __all__ = ["emit"]
 
 DOUBLE, I32, I64, BOOL, POINTER = ir.DoubleType(), ir.IntType(32), ir.IntType(64), ir.IntType(1), ir.PointerType()
-ZERO = ir.Constant(DOUBLE, 0.0)
 TILE = (
     layout.TILE
 )  # iterations of a parallel loop that are worked off together: as in the sweeps, whose sums are the same then
@@ -41,10 +41,14 @@ LANES = WIDEST_SHIFT  # partial sums of an adjoint in a parallel loop
 VECTOR = ir.VectorType(DOUBLE, LANES)
 
 
-def emit(plan: Plan) -> tuple[str, set[str]]:
-    """The module as text, and the external functions that it calls."""
+def emit(plan: Plan, lanes: int = 1) -> tuple[str, set[str]]:
+    """The module as text, and the external functions that it calls.
+
+    With more than one of `lanes`, the kernels work on that many independent inputs at once: every number in `memory` and `adjoints` is that many
+    numbers side by side, and so are the inputs, which are never apart.
+    """
     module = ir.Module("tapejit")
-    functions = Functions(module)
+    functions = Functions(module, ir.VectorType(DOUBLE, lanes) if lanes > 1 else DOUBLE)
     _Forward(plan, module, functions).build()
     _Reverse(plan, module, functions).build()
     # llvmlite writes no distinct or self-referential metadata.
@@ -65,6 +69,9 @@ class _Kernel:
 
     def __init__(self, plan: Plan, module: ir.Module, functions: Functions) -> None:
         self.plan, self.functions = plan, functions
+        self.number = functions.number  # the type of all that is computed
+        self.zero = constant(self.number, 0.0)
+        self.parallel = plan.parallel if self.number == DOUBLE else {}  # lanes are vectors enough
         self.function = ir.Function(module, ir.FunctionType(I64, [POINTER] * len(self.arguments)), self.name)
         self.function.attributes.add("nounwind")
         for argument, name in zip(self.function.args, self.arguments, strict=True):
@@ -95,15 +102,18 @@ class _Kernel:
     def body(self, loop: Loop) -> None:
         raise NotImplementedError
 
-    def slot(self, kind: ir.Type = DOUBLE, start: ir.Value | None = None) -> ir.Value:
+    def slot(self, kind: ir.Type | None = None, start: ir.Value | None = None) -> ir.Value:
         """A variable; LLVM makes a register of it."""
-        slot = self.slots.alloca(kind)
+        slot = self.slots.alloca(kind or self.number)
         if start is not None:
             self.slots.store(start, slot)
         return slot
 
     def note(self, wrong: ir.Value) -> None:
         """Remember that something went wrong if this i1 is true."""
+        if isinstance(wrong.type, ir.VectorType):
+            bits = ir.IntType(wrong.type.count)
+            wrong = self.b.icmp_unsigned("!=", self.b.bitcast(wrong, bits), ir.Constant(bits, 0))
         so_far = self.b.load(self.status, typ=I64)
         self.b.store(self.b.or_(so_far, self.b.zext(wrong, I64)), self.status)
 
@@ -225,19 +235,19 @@ class _Kernel:
         return self.inputs if self.is_input(memory) else self.memory
 
     def is_input(self, memory: Memory) -> bool:
-        return self.plan.inputs_apart and memory in self.plan.of_inputs
+        return self.number == DOUBLE and self.plan.inputs_apart and memory in self.plan.of_inputs
 
     def place(self, place: Place, loop: Loop) -> ir.Value:
         return self.b.add(_number(place.base), self.b.mul(self.t[loop], _number(place.stride)))
 
     def load(self, at: ir.Value, array: ir.Value | None = None) -> ir.Value:
-        return self.marked(self.b.load(self.pointer(at, array), typ=DOUBLE))
+        return self.marked(self.b.load(self.pointer(at, array), typ=self.number))
 
     def store(self, value: ir.Value, at: ir.Value, array: ir.Value | None = None) -> None:
         self.marked(self.b.store(value, self.pointer(at, array)))
 
     def pointer(self, at: ir.Value, array: ir.Value | None = None) -> ir.Value:
-        return self.b.gep(array or self.memory, [at], inbounds=True, source_etype=DOUBLE)
+        return self.b.gep(array or self.memory, [at], inbounds=True, source_etype=self.number)
 
     # Operands.
 
@@ -245,7 +255,7 @@ class _Kernel:
         """The value of an operand in this iteration."""
         match operand:
             case Constant(value=value):
-                return ir.Constant(DOUBLE, value)
+                return constant(self.number, value)
             case Scope(site=site):
                 return self.values[site]
             case Memory() if operand not in self.values:
@@ -258,7 +268,7 @@ class _Kernel:
         if site.code in (OUTPUT, POSITIVE):
             return operands[0]
         if site.code == SELECT:
-            return self.b.select(self.b.fcmp_unordered("!=", operands[2], ZERO), operands[0], operands[1])
+            return self.b.select(self.b.fcmp_unordered("!=", operands[2], self.zero), operands[0], operands[1])
         in_range: list[ir.Value] = []
         tree = value_of(site.code)
         value = self.functions.expression(self.b, tree, dict(zip("xy", operands, strict=False)), in_range)
@@ -320,7 +330,7 @@ class _Forward(_Kernel):
         return [result for result in self.plan.found.results if result.home is home and inner.contains(result.site)]
 
     def inner(self, loop: Loop) -> None:
-        if loop in self.plan.parallel:
+        if loop in self.parallel:
             self._tiled(loop, self.plan.parallel[loop])
             return
         carried = [operand for operand in self.plan.found.carried if operand.home is loop]
@@ -329,7 +339,7 @@ class _Forward(_Kernel):
             self.b.store(self.read(operand.start), slot)
         with self.iterations(loop, backwards=False):
             for operand, slot in zip(carried, slots, strict=True):
-                self.values[operand] = self.b.load(slot, typ=DOUBLE)
+                self.values[operand] = self.b.load(slot, typ=self.number)
                 if operand in self.plan.kept:
                     self.store(self.values[operand], self.place(self.plan.kept[operand], loop))
             self.body(loop)
@@ -345,7 +355,7 @@ class _Forward(_Kernel):
             b.store(self.read(carried.start), slot)
         lost = {carried: self.slot() for carried, chain in split.chains if self._is_whole_sum(carried, chain)}
         for slot in lost.values():
-            b.store(ZERO, slot)
+            b.store(self.zero, slot)
         added = {o.site for _, chain in split.chains for site in chain for o in site.operands if isinstance(o, Scope)}
         buffers = {site: self.buffer() for site in split.parallel if site in added}
         with self.tiles(loop) as (start, stop):
@@ -369,16 +379,16 @@ class _Forward(_Kernel):
                 with self.counting(start, stop) as t:
                     self.t[loop] = t
                     for site in computed:
-                        self.values[site] = b.load(self.buffered(buffers[site], start, t), typ=DOUBLE)
+                        self.values[site] = b.load(self.buffered(buffers[site], start, t), typ=self.number)
                     for carried, chain in stepwise:
-                        self.values[carried] = b.load(slots[carried], typ=DOUBLE)
+                        self.values[carried] = b.load(slots[carried], typ=self.number)
                         for site in chain:
                             self.values[site] = self.value(site, check=False)
                         b.store(self.values[carried.source], slots[carried])
                 self.values.update(computed)
                 self.forget(loop)
         for carried, slot in lost.items():
-            total, rest = b.load(slots[carried], typ=DOUBLE), b.load(slot, typ=DOUBLE)
+            total, rest = b.load(slots[carried], typ=self.number), b.load(slot, typ=self.number)
             is_finite = b.fcmp_ordered("<", self._absolute(rest), ir.Constant(DOUBLE, float("inf")))
             self.values[carried.source] = b.select(is_finite, b.fadd(total, rest), total)
 
@@ -415,13 +425,13 @@ class _Forward(_Kernel):
         b.store(parts[0], total)
         with b.if_then(b.icmp_signed("<", whole, n)):
             with self.counting(whole, n) as i:
-                b.store(b.fadd(b.load(total, typ=DOUBLE), self.load(i, buffer)), total)
-        return b.load(total, typ=DOUBLE)
+                b.store(b.fadd(b.load(total, typ=self.number), self.load(i, buffer)), total)
+        return b.load(total, typ=self.number)
 
     def _add_compensated(self, part: ir.Value, total_slot: ir.Value, lost_slot: ir.Value) -> None:
         """Add to a sum, and what rounding has lost to another, as `tapejit.sweeps.blocks.add_compensated` has it."""
         b = self.b
-        total, lost = b.load(total_slot, typ=DOUBLE), b.load(lost_slot, typ=DOUBLE)
+        total, lost = b.load(total_slot, typ=self.number), b.load(lost_slot, typ=self.number)
         grown = b.fadd(total, part)
         is_larger = b.fcmp_ordered(">=", self._absolute(total), self._absolute(part))
         large, small = b.select(is_larger, total, part), b.select(is_larger, part, total)
@@ -430,7 +440,7 @@ class _Forward(_Kernel):
 
     def guard(self, site: Site, value: ir.Value) -> None:
         if site.guard in (EXPECTS_FALSE, EXPECTS_TRUE):
-            expected = ir.Constant(DOUBLE, {EXPECTS_TRUE: 1.0, EXPECTS_FALSE: 0.0}[site.guard])
+            expected = constant(self.number, {EXPECTS_TRUE: 1.0, EXPECTS_FALSE: 0.0}[site.guard])
             self.note(self.b.fcmp_unordered("!=", value, expected))
 
 
@@ -533,7 +543,7 @@ class _Reverse(_Kernel):
 
     def _add(self, memory: Memory, contribution: ir.Value) -> None:
         pointer = self.pointer(self.address(memory), self.adjoints_of(memory))
-        self.b.store(self.b.fadd(self.b.load(pointer, typ=DOUBLE), contribution), pointer)
+        self.b.store(self.b.fadd(self.b.load(pointer, typ=self.number), contribution), pointer)
 
     def _pull_back(self, site: Site) -> None:
         """Hand the adjoint of a site on to its operands."""
@@ -550,9 +560,9 @@ class _Reverse(_Kernel):
         if site.code in (OUTPUT, POSITIVE):
             self._accumulate(flows[0][1], g)
         elif site.code == SELECT:
-            chosen = b.fcmp_unordered("!=", self.read(site.operands[2]), ZERO)
+            chosen = b.fcmp_unordered("!=", self.read(site.operands[2]), self.zero)
             for k, operand in flows:
-                self._accumulate(operand, b.select(chosen, *((g, ZERO) if k == 0 else (ZERO, g))))
+                self._accumulate(operand, b.select(chosen, *((g, self.zero) if k == 0 else (self.zero, g))))
         else:
             for k, operand in flows:
                 self._accumulate(operand, self._scaled(site, k, g))
@@ -581,7 +591,7 @@ class _Reverse(_Kernel):
             self.note(b.not_(condition))
         product = b.fmul(g, partial)
         if site.code == CHAIN:
-            return b.select(b.fcmp_unordered("!=", partial, ZERO), product, ZERO)
+            return b.select(b.fcmp_unordered("!=", partial, self.zero), product, self.zero)
         return product
 
     # Loops.
@@ -596,14 +606,14 @@ class _Reverse(_Kernel):
         left = {site: self.bar.pop(site) for site in list(self.bar) if isinstance(site, Site) and loop.contains(site)}
         for site in {**left, **{o.source: None for o in carried if o.source in plan.active}}:
             passing.last[site] = self.slot()
-            b.store(left.get(site, ZERO), passing.last[site])
+            b.store(left.get(site, self.zero), passing.last[site])
         for key in self.outside[loop]:
             passing.sums[key] = self.slot()
-            b.store(self.bar.pop(key, ZERO), passing.sums[key])
+            b.store(self.bar.pop(key, self.zero), passing.sums[key])
         for operand in carried:
             if plan.is_active(operand.start):
                 passing.starts[operand] = self.slot()
-        split = plan.parallel.get(loop)
+        split = self.parallel.get(loop)
         shortest = max(LANES, SMALLEST_TILE // len(loop.body))
         if split is None or loop.trips.max() < shortest:
             self._one_by_one(loop, passing)
@@ -620,9 +630,9 @@ class _Reverse(_Kernel):
                     self._tiled(loop, split, passing)
                 self.values = known
         for key, slot in passing.sums.items():
-            self.bar[key] = b.load(slot, typ=DOUBLE)
+            self.bar[key] = b.load(slot, typ=self.number)
         for operand, slot in passing.starts.items():
-            self._accumulate(operand.start, b.load(slot, typ=DOUBLE))
+            self._accumulate(operand.start, b.load(slot, typ=self.number))
 
     def _one_by_one(self, loop: Loop, passing: _Passing) -> None:
         """One iteration after the other."""
@@ -630,18 +640,18 @@ class _Reverse(_Kernel):
         with self.iterations(loop, backwards=True):
             self.bars.append({})
             for site, slot in passing.last.items():
-                self.bar[site] = b.load(slot, typ=DOUBLE)
-                b.store(ZERO, slot)
+                self.bar[site] = b.load(slot, typ=self.number)
+                b.store(self.zero, slot)
             for key, slot in passing.sums.items():
-                self.bar[key] = b.load(slot, typ=DOUBLE)
+                self.bar[key] = b.load(slot, typ=self.number)
             self.body(loop)
             for operand in passing.carried:
-                contribution = self.bar.pop(operand, ZERO)
+                contribution = self.bar.pop(operand, self.zero)
                 if operand in passing.starts:
                     b.store(contribution, passing.starts[operand])
                 if operand.source in passing.last:
                     slot = passing.last[operand.source]
-                    b.store(b.fadd(b.load(slot, typ=DOUBLE), contribution), slot)
+                    b.store(b.fadd(b.load(slot, typ=self.number), contribution), slot)
             for key, slot in passing.sums.items():
                 b.store(self.bar.pop(key), slot)
             self.bars.pop()
@@ -656,7 +666,7 @@ class _Reverse(_Kernel):
         for carried, chain in split.chains:
             if carried.source not in passing.last:
                 continue
-            g = b.load(passing.last[carried.source], typ=DOUBLE)
+            g = b.load(passing.last[carried.source], typ=self.number)
             link: Operand | Site = carried
             for site in chain:
                 k = 1 if _identity(site.operands[0]) is link else 0
@@ -664,7 +674,7 @@ class _Reverse(_Kernel):
                 link = site
             if carried in passing.starts:
                 b.store(g, passing.starts[carried])
-        left = {site: b.load(passing.last[site], typ=DOUBLE) for site in split.parallel if site in passing.last}
+        left = {site: b.load(passing.last[site], typ=self.number) for site in split.parallel if site in passing.last}
         buffers: dict[Any, ir.Value] = {}
         lanes = {key: self.slot(VECTOR) for key in passing.sums}
         for slot in lanes.values():
@@ -697,7 +707,7 @@ class _Reverse(_Kernel):
                 total = b.extract_element(vector, ir.Constant(I32, 0))
                 for lane in range(1, LANES):
                     total = b.fadd(total, b.extract_element(vector, ir.Constant(I32, lane)))
-                b.store(b.fadd(b.load(passing.sums[key], typ=DOUBLE), total), passing.sums[key])
+                b.store(b.fadd(b.load(passing.sums[key], typ=self.number), total), passing.sums[key])
 
     def _tile_iteration(
         self, loop: Loop, split: Split, seeds: list[tuple[Operand, ir.Value]], left: dict[Site, ir.Value]
@@ -714,7 +724,7 @@ class _Reverse(_Kernel):
             assert loop.loop is not None
             last = b.icmp_signed("==", b.add(self.t[loop], _number(1)), self.end[loop])
             for site, g in left.items():
-                self.bar[site] = b.select(last, g, ZERO)
+                self.bar[site] = b.select(last, g, self.zero)
         for operand, g in reversed(seeds):
             if plan.is_active(operand):
                 self._accumulate(operand, g)
@@ -730,8 +740,8 @@ class _Reverse(_Kernel):
     def padded_buffer(self) -> ir.Value:
         """A tile with zeros before it; those after it are written when its length is known."""
         buffer = self.slots.bitcast(self.slots.alloca(DOUBLE, size=TILE + 3 * LANES), POINTER)
-        self._clear(self.slots.gep(buffer, [_number(0)], source_etype=DOUBLE), self.slots)
-        return self.slots.gep(buffer, [_number(LANES)], source_etype=DOUBLE)
+        self._clear(self.slots.gep(buffer, [_number(0)], source_etype=self.number), self.slots)
+        return self.slots.gep(buffer, [_number(LANES)], source_etype=self.number)
 
     def _add_tiles(self, loop: Loop, start: ir.Value, stop: ir.Value, buffers: dict[Memory, ir.Value]) -> None:
         """Add contributions to adjoints in memory: loads that walk side by side together, so that each place is added to once."""
@@ -774,8 +784,8 @@ class _Reverse(_Kernel):
         with (self.in_parallel if apart else self.counting)(start, stop) as t:
             self.t[loop] = t
             pointer = self.pointer(self.address(memory), self.adjoints_of(memory))
-            part = self.marked(self.b.load(self.buffered(buffer, start, t), typ=DOUBLE))
-            so_far = self.marked(self.b.load(pointer, typ=DOUBLE))
+            part = self.marked(self.b.load(self.buffered(buffer, start, t), typ=self.number))
+            so_far = self.marked(self.b.load(pointer, typ=self.number))
             self.marked(self.b.store(self.b.fadd(so_far, part), pointer))
 
     def _add_group(
@@ -792,10 +802,10 @@ class _Reverse(_Kernel):
         with self.in_parallel(b.add(start, _number(low)), b.add(stop, _number(high))) as t:
             self.t[loop] = t
             pointer = self.pointer(self.address(leader), self.adjoints_of(leader))
-            total = self.marked(b.load(pointer, typ=DOUBLE))
+            total = self.marked(b.load(pointer, typ=self.number))
             for memory, shift in reversed(group):
                 at = self.buffered(buffers[memory], start, b.sub(t, _number(shift)))
-                total = b.fadd(total, self.marked(b.load(at, typ=DOUBLE)))
+                total = b.fadd(total, self.marked(b.load(at, typ=self.number)))
             self.marked(b.store(total, pointer))
 
     def _add_lanes(self, buffer: ir.Value, start: ir.Value, stop: ir.Value, slot: ir.Value) -> None:

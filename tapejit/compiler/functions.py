@@ -18,7 +18,7 @@ from tapejit import ops
 from tapejit.expressions import Tree, compile_program
 from tapejit.sweeps.elementary import FUNCTIONS, IN_RANGE
 from tapejit.sweeps.kernel import primitive_kernel
-from tapejit.sweeps.lowering import BOOL, DOUBLE, Value, intrinsic, lowered
+from tapejit.sweeps.lowering import BOOL, DOUBLE, Value, alike, constant, element, intrinsic, lowered
 from tapejit.sweeps.primitives import inlined
 from tapejit.sweeps.special import NAMESPACE
 
@@ -30,7 +30,7 @@ _COMPARISONS = {"less": "<", "less_equal": "<=", "greater": ">", "greater_equal"
 
 
 class Functions:
-    """What a module calls.
+    """What a module calls, for numbers of one type: doubles, or vectors of them.
 
     Attributes
     ----------
@@ -38,24 +38,32 @@ class Functions:
         Names of the external functions called so far; `register` them before the module runs.
     """
 
-    def __init__(self, module: ir.Module) -> None:
-        self.module = module
+    def __init__(self, module: ir.Module, number: ir.Type = DOUBLE) -> None:
+        self.module, self.number = module, number
         self.externals: set[str] = set()
         self._known: dict[tuple, tuple[ir.Value, ir.Value | None]] = {}
 
     def call(self, builder: ir.IRBuilder, name: str, args: list[ir.Value]) -> ir.Value:
         """A function of `NAMESPACE` applied to doubles; `isnan`, `isinf` and `isfinite` give an i1, the others a double."""
         if name in FUNCTIONS:
-            return builder.call(lowered(self.module, name, *FUNCTIONS[name]), args)
+            return builder.call(lowered(self.module, name, *FUNCTIONS[name], number=args[0].type), args)
         if name in _INTRINSICS:
             return intrinsic(builder, _INTRINSICS[name], args)
         if name == "isnan":
             return builder.fcmp_unordered("uno", args[0], args[0])
         if name in ("isinf", "isfinite"):
             size = intrinsic(builder, "fabs", args)
-            return builder.fcmp_ordered("==" if name == "isinf" else "<", size, ir.Constant(DOUBLE, float("inf")))
+            return builder.fcmp_ordered("==" if name == "isinf" else "<", size, constant(size.type, float("inf")))
         self.externals.add(name)
-        return builder.call(self._external(name, len(args)), args)
+        external = self._external(name, len(args))
+        if not isinstance(args[0].type, ir.VectorType):
+            return builder.call(external, args)
+        result = ir.Constant(args[0].type, ir.Undefined)
+        for lane in range(args[0].type.count):
+            at = ir.Constant(ir.IntType(32), lane)
+            one = builder.call(external, [builder.extract_element(arg, at) for arg in args])
+            result = builder.insert_element(result, one, at)
+        return result
 
     def range_condition(self, builder: ir.IRBuilder, name: str, args: list[ir.Value]) -> ir.Value | None:
         """Whether `call` is right for these arguments, an i1; None where it always is.
@@ -84,7 +92,7 @@ class Functions:
 
         def argument(name: float | str | int) -> ir.Value:
             if isinstance(name, float):
-                return ir.Constant(DOUBLE, name)
+                return constant(self.number, name)
             return operands[name] if isinstance(name, str) else steps[name]
 
         for name, *arguments in program.steps:
@@ -125,8 +133,8 @@ class Functions:
 
 
 def _select(builder: ir.IRBuilder, condition: ir.Value, a: ir.Value, b: ir.Value) -> ir.Value:
-    if condition.type != BOOL:
-        condition = builder.fcmp_unordered("!=", condition, ir.Constant(DOUBLE, 0.0))
+    if element(condition.type) != BOOL:
+        condition = builder.fcmp_unordered("!=", condition, constant(condition.type, 0.0))
     if a.type != b.type:
         a, b = _as_double(builder, a), _as_double(builder, b)
     return builder.select(condition, a, b)
@@ -134,7 +142,7 @@ def _select(builder: ir.IRBuilder, condition: ir.Value, a: ir.Value, b: ir.Value
 
 def _as_double(builder: ir.IRBuilder, value: ir.Value) -> ir.Value:
     """A truth value as 1.0 or 0.0."""
-    return builder.uitofp(value, DOUBLE) if value.type == BOOL else value
+    return builder.uitofp(value, alike(value.type, DOUBLE)) if element(value.type) == BOOL else value
 
 
 _lock = threading.Lock()

@@ -24,8 +24,23 @@ __all__ = ["Value", "absolute", "bits", "copysign", "floor", "from_bits", "lower
 DOUBLE, INT, BOOL = ir.DoubleType(), ir.IntType(64), ir.IntType(1)
 
 
+def element(kind: ir.Type) -> ir.Type:
+    """The type of one number of a vector; a scalar's own."""
+    return kind.element if isinstance(kind, ir.VectorType) else kind
+
+
+def alike(kind: ir.Type, of: ir.Type) -> ir.Type:
+    """The type of as many numbers as `kind` has, each an `of`."""
+    return ir.VectorType(of, kind.count) if isinstance(kind, ir.VectorType) else of
+
+
+def constant(kind: ir.Type, number: float | int) -> ir.Constant:
+    """A number, in every lane of a vector."""
+    return ir.Constant(kind, [number] * kind.count if isinstance(kind, ir.VectorType) else number)
+
+
 class Value:
-    """A double, 64 bits or a truth value in a function that is being built."""
+    """A double, 64 bits or a truth value in a function that is being built, or a vector of them."""
 
     __slots__ = ("builder", "ir")
     __hash__ = None  # type: ignore[assignment]
@@ -35,15 +50,15 @@ class Value:
         self.ir = value
 
     def _with(self, other: Any) -> ir.Value:
-        return other.ir if isinstance(other, Value) else ir.Constant(self.ir.type, other)
+        return other.ir if isinstance(other, Value) else constant(self.ir.type, other)
 
     def _do(self, doubles: str, integers: str, left: Any, right: Any) -> Value:
-        emit = getattr(self.builder, doubles if self.ir.type == DOUBLE else integers)
+        emit = getattr(self.builder, doubles if element(self.ir.type) == DOUBLE else integers)
         return Value(self.builder, emit(self._with(left), self._with(right)))
 
     def _compare(self, symbol: str, other: Any) -> Value:
         right = self._with(other)
-        if self.ir.type == INT:
+        if element(self.ir.type) == INT:
             return Value(self.builder, self.builder.icmp_unsigned(symbol, self.ir, right))
         ordered = self.builder.fcmp_unordered if symbol == "!=" else self.builder.fcmp_ordered
         return Value(self.builder, ordered(symbol, self.ir, right))
@@ -113,19 +128,24 @@ def select(condition: Any, a: Any, b: Any) -> Any:
     """`a` where the condition holds, else `b`; both are computed."""
     if not isinstance(condition, Value):
         return np.where(condition, a, b)
-    kind = next((side.ir.type for side in (a, b) if isinstance(side, Value)), DOUBLE)
-    sides = (side.ir if isinstance(side, Value) else ir.Constant(kind, side) for side in (a, b))
+    default = alike(condition.ir.type, DOUBLE)
+    kind = next((side.ir.type for side in (a, b) if isinstance(side, Value)), default)
+    sides = (side.ir if isinstance(side, Value) else constant(kind, side) for side in (a, b))
     return Value(condition.builder, condition.builder.select(condition.ir, *sides))
 
 
 def bits(x: Any) -> Any:
     """The bits of a double."""
-    return Value(x.builder, x.builder.bitcast(x.ir, INT)) if isinstance(x, Value) else np.asarray(x).view(np.uint64)
+    if isinstance(x, Value):
+        return Value(x.builder, x.builder.bitcast(x.ir, alike(x.ir.type, INT)))
+    return np.asarray(x).view(np.uint64)
 
 
 def from_bits(i: Any) -> Any:
     """The double with these bits."""
-    return Value(i.builder, i.builder.bitcast(i.ir, DOUBLE)) if isinstance(i, Value) else np.asarray(i).view(np.float64)
+    if isinstance(i, Value):
+        return Value(i.builder, i.builder.bitcast(i.ir, alike(i.ir.type, DOUBLE)))
+    return np.asarray(i).view(np.float64)
 
 
 def _intrinsic(name: str, on_arrays: Callable) -> Callable:
@@ -134,7 +154,7 @@ def _intrinsic(name: str, on_arrays: Callable) -> Callable:
         if first is None:
             return on_arrays(*arguments)
         values = [
-            argument.ir if isinstance(argument, Value) else ir.Constant(DOUBLE, argument) for argument in arguments
+            argument.ir if isinstance(argument, Value) else constant(first.ir.type, argument) for argument in arguments
         ]
         return Value(first.builder, intrinsic(first.builder, name, values))
 
@@ -143,8 +163,14 @@ def _intrinsic(name: str, on_arrays: Callable) -> Callable:
 
 def intrinsic(builder: ir.IRBuilder, name: str, values: list[ir.Value]) -> ir.Value:
     """A call of one of LLVM's own functions of doubles: ``"sqrt"``, ``"floor"``."""
-    kind = ir.FunctionType(DOUBLE, [DOUBLE] * len(values))
-    return builder.call(builder.module.declare_intrinsic(f"llvm.{name}", (DOUBLE,), kind), values)
+    number = values[0].type
+    kind = ir.FunctionType(number, [number] * len(values))
+    suffix = f"v{number.count}f64" if isinstance(number, ir.VectorType) else "f64"
+    return builder.call(_declared(builder.module, f"llvm.{name}.{suffix}", kind), values)
+
+
+def _declared(module: ir.Module, name: str, kind: ir.FunctionType) -> ir.Function:
+    return module.globals[name] if name in module.globals else ir.Function(module, kind, name)
 
 
 sqrt = _intrinsic("sqrt", np.sqrt)
@@ -153,12 +179,17 @@ absolute = _intrinsic("fabs", np.abs)
 copysign = _intrinsic("copysign", np.copysign)
 
 
-def lowered(module: ir.Module, name: str, function: Callable, arity: int, result: ir.Type = DOUBLE) -> ir.Function:
-    """The LLVM function of an elementary function, in a module: built once, and inlined wherever it is called."""
-    symbol = f"tapejit.{name}"
+def lowered(
+    module: ir.Module, name: str, function: Callable, arity: int, result: ir.Type = DOUBLE, number: ir.Type = DOUBLE
+) -> ir.Function:
+    """The LLVM function of an elementary function, in a module: built once, and inlined wherever it is called.
+
+    Its arguments are of the type `number`: a double, or a vector of them.
+    """
+    symbol = f"tapejit.{name}" + (f".{number.count}" if isinstance(number, ir.VectorType) else "")
     if symbol in module.globals:
         return module.globals[symbol]
-    built = ir.Function(module, ir.FunctionType(result, [DOUBLE] * arity), symbol)
+    built = ir.Function(module, ir.FunctionType(alike(number, result), [number] * arity), symbol)
     built.linkage = "internal"
     built.attributes.add("alwaysinline")
     built.attributes.add("nounwind")

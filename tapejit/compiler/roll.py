@@ -29,9 +29,11 @@ WINDOW = 12  # instructions that must agree before a period is tried; on the lev
 WINDOW_ABOVE = 2
 TRIES = 256  # earlier occurrences of a window that are tried as periods
 SMALLEST = 24  # instructions in all below which a repeat stays written out
-# The longest period that is tried, one after the other: so short inner loops are found before long ones around them.
-PERIODS = (16, 64, 256, 2048, 16384)
-PERIODS_ABOVE = (2, 4, 8, 16, 32, 64, 256, 2048)
+# The longest period that is tried, one after the other: so short inner loops are found before long ones around them. For the long ones, a
+# window of four times the width must agree.
+PERIODS = ((16, 64), (256, 2048, 16384))
+PERIODS_ABOVE = ((2, 4, 8, 16), (32, 64, 256, 2048))
+CREDIT = 100  # comparisons an item, on average, after which the search is given up
 LARGEST_SHIFT = 512  # items by which a run may begin later than it could
 SHORTEST_SHIFTED = 32  # iterations of a run that may lose one by it
 LARGEST_SHIFTED = 4096  # instructions in an iteration of such a run
@@ -108,12 +110,12 @@ def _best_shift(begins, operands, i, d, n_trips, rest, most_shift, stamps):
 
 
 @kernel
-def _find_runs(symbols, lengths, begins, operands, following, tries, longest, few, large, period, trips):
+def _find_runs(symbols, lengths, begins, operands, following, tries, beyond, longest, few, large, period, trips, budget):
     """Greedy from the left: ``period[i] > 0`` where a run of ``trips[i]`` periods begins; else one item stays alone."""
     n = symbols.size
     i = 0
     n_items = 0
-    credit = 24 * n + (1 << 16)
+    credit = budget[0]
     stamps = np.empty(LARGEST_SHIFTED, np.int32)
     too_short = np.zeros(longest + 1, np.int64)  # where repeats at a distance end that are known to be too few
     while i < n:
@@ -127,8 +129,9 @@ def _find_runs(symbols, lengths, begins, operands, following, tries, longest, fe
             d = j - i
             if j + d > n or d > longest:
                 break
-            if i < too_short[d]:
+            if d <= beyond or i < too_short[d]:
                 j = following[j]
+                tried += 1
                 credit -= 1
                 continue
             k = 0
@@ -167,6 +170,7 @@ def _find_runs(symbols, lengths, begins, operands, following, tries, longest, fe
             i += found * n_trips
         else:
             i += 1
+    budget[0] = credit
     return n_items
 
 
@@ -212,6 +216,15 @@ def _bodies_agree(symbols, start, period, key, representative, first_of):
     return True
 
 
+def _followed(symbols: np.ndarray, window: int) -> np.ndarray:
+    """See `_next_occurrences`."""
+    n = symbols.size
+    following = np.empty(n, np.int32)
+    heads = np.full(1 << min(20, max(8, int(n).bit_length())), -1, np.int32)
+    _next_occurrences(symbols, window, following, heads, np.empty(n, np.uint64))
+    return following
+
+
 @dataclass
 class _Level:
     """One level: items, each one item of the level below (period 0) or a run of `trips` periods of `period` items from `start` on."""
@@ -226,22 +239,31 @@ class _Level:
 def _next_level(symbols: np.ndarray, lengths: np.ndarray, operands: np.ndarray, window: int) -> _Level | None:
     """The level above a sequence of symbols, None if nothing repeats."""
     n = symbols.size
-    following = np.empty(n, np.int32)
-    heads = np.full(1 << min(20, max(8, int(n).bit_length())), -1, np.int32)
-    _next_occurrences(symbols, window, following, heads, np.empty(n, np.uint64))
+    short, long = PERIODS if window == WINDOW else PERIODS_ABOVE
+    following: dict[int, np.ndarray] = {}
     period, trips = np.zeros(n, np.int32), np.empty(n, np.int32)
     begins = np.concatenate([[0], np.cumsum(lengths)])
-    # First what will stay a loop: a few repeats of little code would be written out again, and might begin where no iteration does.
-    for few, large in ((UNROLL_TRIPS, UNROLL), (3, 2 * SMALLEST)):
-        for longest in PERIODS if window == WINDOW else PERIODS_ABOVE:
+    budget = np.array([CREDIT * n + (1 << 16)])
+
+    def find(few: int, large: int) -> int:
+        """Look for runs of some length, the shortest periods first; gives the number of items then."""
+        beyond = 0  # periods up to here have been tried
+        for width, longest in [*((window, length) for length in short), *((4 * window, length) for length in long)]:
+            if width not in following:
+                following[width] = _followed(symbols, width)
             n_items = _find_runs(
-                symbols, lengths, begins, operands, following, TRIES, longest, few, large, period, trips
+                symbols, lengths, begins, operands, following[width], TRIES, beyond, longest, few, large, period, trips, budget
             )
             if n_items < n:
                 break
-        if n_items < n:
-            break
-    else:
+            beyond = longest
+        return n_items
+
+    # First what will stay a loop: a few repeats of little code would be written out again, and might begin where no iteration does.
+    n_items = find(UNROLL_TRIPS, UNROLL)
+    if n_items == n:
+        n_items = find(3, 2 * SMALLEST)
+    if n_items == n:
         return None
     start, item_period, item_trips = (np.empty(n_items, np.int32) for _ in range(3))
     key, new_lengths = np.empty(n_items, np.int64), np.empty(n_items, np.int64)

@@ -159,7 +159,30 @@ def prune(tape: FlatTape) -> Program:
     run = slice(n, n + outputs.size)
     code[run], operands[0, run] = OUTPUT, number[outputs]
     n += outputs.size
-    return Program(code[:n], operands[:, :n], guard[:n], n_inputs, n_parameters, constants, outputs.size)
+    operands = operands[:, :n]
+    constants = _once_each(constants, operands, n_leaves)
+    return Program(code[:n], operands, guard[:n], n_inputs, n_parameters, constants, outputs.size)
+
+
+def _once_each(constants: np.ndarray, operands: np.ndarray, first: int) -> np.ndarray:
+    """The distinct constants in the order in which they come; the operands that read a later copy read the first."""
+    _, first_of, place = np.unique(constants.view(np.int64), return_index=True, return_inverse=True)
+    if first_of.size == constants.size:
+        return constants
+    order = np.argsort(first_of)
+    rank = np.empty_like(order)
+    rank[order] = np.arange(order.size)
+    _renumber(operands, first, rank[place])
+    return constants[first_of[order]]
+
+
+@kernel
+def _renumber(operands, first, places):
+    for k in range(operands.shape[0]):
+        for m in range(operands.shape[1]):
+            leaf = -np.int64(operands[k, m]) - 1
+            if first <= leaf < first + places.size:
+                operands[k, m] = -(first + places[leaf - first]) - 1
 
 
 def _arity() -> np.ndarray:

@@ -298,8 +298,7 @@ def roll(program: Program, max_sites: int = 20_000) -> Loop:
     TooLargeError
         If there are more; costs no more than the search itself.
     """
-    same = program.operands[0] == program.operands[1]
-    symbols = program.code.astype(np.int32) + (program.guard.astype(np.int32) << 8) + (same.astype(np.int32) << 10)
+    symbols = program.code.astype(np.int32) + (program.guard.astype(np.int32) << 8)
     lengths = np.ones(symbols.size, np.int64)
     levels: list[_Level] = []
     window = WINDOW

@@ -178,11 +178,20 @@ class _Kernel:
             yield
 
     @contextmanager
-    def tiles(self, loop: Loop, tile: int = TILE) -> Iterator[tuple[ir.Value, ir.Value]]:
+    def tiles(
+        self, loop: Loop, tile: int = TILE, backwards: bool = False
+    ) -> Iterator[tuple[ir.Value, ir.Value]]:
         """The iterations of one entry in runs of at most `tile`: (first, end) of each."""
         first, end = self.bounds(loop)
         if 0 < loop.constant_trips <= tile:
             yield first, end
+            return
+        if backwards:
+            n_tiles = self.b.sdiv(self.b.add(self.b.sub(end, first), _number(tile - 1)), _number(tile))
+            with self.counting(_number(0), n_tiles, -1) as k:
+                start = self.b.add(first, self.b.mul(k, _number(tile)))
+                stop = self.b.add(start, _number(tile))
+                yield start, self.b.select(self.b.icmp_signed("<", stop, end), stop, end)
             return
         with self.counting(first, end, tile) as start:
             stop = self.b.add(start, _number(tile))
@@ -357,6 +366,10 @@ class _Forward(_Kernel):
         for slot in lost.values():
             b.store(self.zero, slot)
         added = {o.site for _, chain in split.chains for site in chain for o in site.operands if isinstance(o, Scope)}
+        added.update(split.handed_over)
+        for carried in split.carried:
+            slots[carried] = self.slot()
+            b.store(self.read(carried.start), slots[carried])
         buffers = {site: self.buffer() for site in split.parallel if site in added}
         with self.tiles(loop) as (start, stop):
             with self.in_parallel(start, stop) as t:
@@ -374,7 +387,7 @@ class _Forward(_Kernel):
                 addends = buffers[_identity(site.operands[1])]
                 self._add_compensated(self._tile_sum(addends, b.sub(stop, start)), slots[carried], lost[carried])
             stepwise = [(carried, chain) for carried, chain in split.chains if carried not in lost]
-            if stepwise:
+            if stepwise or split.carried:
                 computed = {site: self.values[site] for site in added & buffers.keys()}
                 with self.counting(start, stop) as t:
                     self.t[loop] = t
@@ -385,12 +398,28 @@ class _Forward(_Kernel):
                         for site in chain:
                             self.values[site] = self.value(site, check=False)
                         b.store(self.values[carried.source], slots[carried])
-                self.values.update(computed)
+                    self._serial_part(loop, split, slots)
+                for site in computed.keys() & set(split.parallel):
+                    self.values[site] = computed[site]
                 self.forget(loop)
         for carried, slot in lost.items():
             total, rest = b.load(slots[carried], typ=self.number), b.load(slot, typ=self.number)
             is_finite = b.fcmp_ordered("<", self._absolute(rest), ir.Constant(DOUBLE, float("inf")))
             self.values[carried.source] = b.select(is_finite, b.fadd(total, rest), total)
+
+    def _serial_part(self, loop: Loop, split: Split, slots: dict[Carried, ir.Value]) -> None:
+        """What depends on the iteration before."""
+        for carried in split.carried:
+            self.values[carried] = self.b.load(slots[carried], typ=self.number)
+            if carried in self.plan.kept:
+                self.store(self.values[carried], self.place(self.plan.kept[carried], loop))
+        for site in split.serial:
+            value = self.values[site] = self.value(site, check=True)
+            if site in self.plan.stored:
+                self.store(value, self.place(self.plan.stored[site], loop))
+            self.guard(site, value)
+        for carried in split.carried:
+            self.b.store(self.values[carried.source], slots[carried])
 
     def _is_whole_sum(self, carried: Carried, chain: list[Site]) -> bool:
         """Whether a chain is the sum of a block, from its beginning."""
@@ -674,19 +703,29 @@ class _Reverse(_Kernel):
                 link = site
             if carried in passing.starts:
                 b.store(g, passing.starts[carried])
-        left = {site: b.load(passing.last[site], typ=self.number) for site in split.parallel if site in passing.last}
+        left = {}
+        if not split.carried:
+            left = {site: b.load(passing.last[site], typ=self.number) for site in split.parallel if site in passing.last}
+        handed = {site: self.buffer() for site in split.handed_over if site in plan.recomputed}
+        taken = [site for site in split.parallel if site in plan.active and (site in split.handed_over or site in passing.last)]
+        taking = {site: self.buffer() for site in taken} if split.carried else {}
         buffers: dict[Any, ir.Value] = {}
         lanes = {key: self.slot(VECTOR) for key in passing.sums}
         for slot in lanes.values():
             b.store(ir.Constant(VECTOR, [0.0] * LANES), slot)
         memories = [m for m in plan.found.memory if m.home is loop and plan.is_active(m)]
         tile = TILE
-        while tile > 2 * LANES and tile * (len(memories) + len(lanes)) > ROOM:
+        while tile > 2 * LANES and tile * (len(memories) + len(lanes) + len(handed) + len(taking)) > ROOM:
             tile //= 2
-        with self.tiles(loop, tile) as (start, stop):
+        with self.tiles(loop, tile, backwards=bool(split.carried)) as (start, stop):
+            if split.carried:
+                self._serial_part(loop, split, passing, start, stop, handed, taking)
             with self.in_parallel(start, stop) as t:
                 self.t[loop] = t
                 self.bars.append({})
+                for site, buffer in taking.items():
+                    self.bar[site] = self.marked(b.load(self.buffered(buffer, start, t), typ=self.number))
+                self._recompute_parallel(loop, split)
                 self._tile_iteration(loop, split, seeds, left)
                 written: dict[ir.Value, ir.Value] = {}  # operands of a sum share a buffer
                 for key, contribution in self.bars.pop().items():
@@ -709,17 +748,79 @@ class _Reverse(_Kernel):
                     total = b.fadd(total, b.extract_element(vector, ir.Constant(I32, lane)))
                 b.store(b.fadd(b.load(passing.sums[key], typ=self.number), total), passing.sums[key])
 
+    def _recompute_parallel(self, loop: Loop, split: Split) -> None:
+        for site in split.parallel:
+            if site in self.plan.recomputed:
+                if site in self.plan.stored:
+                    self.values[site] = self.load(self.place(self.plan.stored[site], loop))
+                else:
+                    self.values[site] = self.value(site, check=False)
+
+    def _serial_part(
+        self,
+        loop: Loop,
+        split: Split,
+        passing: _Passing,
+        start: ir.Value,
+        stop: ir.Value,
+        handed: dict[Site, ir.Value],
+        taking: dict[Site, ir.Value],
+    ) -> None:
+        """What depends on the iteration after: takes values of the parallel part from buffers, and leaves their adjoints in others."""
+        b, plan = self.b, self.plan
+        if handed:
+            with self.in_parallel(start, stop) as t:
+                self.t[loop] = t
+                self._recompute_parallel(loop, split)
+                for site, buffer in handed.items():
+                    self.marked(b.store(self.values[site], self.buffered(buffer, start, t)))
+            self.forget(loop)
+        summed = {carried.source for carried, _ in split.chains}
+        last = {site: slot for site, slot in passing.last.items() if site not in summed}
+        with self.counting(start, stop, -1) as t:
+            self.t[loop] = t
+            self.bars.append({})
+            for site, slot in last.items():
+                self.bar[site] = b.load(slot, typ=self.number)
+                b.store(self.zero, slot)
+            for key, slot in passing.sums.items():
+                self.bar[key] = b.load(slot, typ=self.number)
+            for carried in split.carried:
+                if carried in plan.kept:
+                    self.values[carried] = self.load(self.place(plan.kept[carried], loop))
+            for site, buffer in handed.items():
+                self.values[site] = b.load(self.buffered(buffer, start, t), typ=self.number)
+            for site in split.serial:
+                if site in plan.recomputed:
+                    stored = site in plan.stored
+                    self.values[site] = (
+                        self.load(self.place(plan.stored[site], loop)) if stored else self.value(site, check=False)
+                    )
+            for site in reversed(split.serial):
+                if site in plan.active:
+                    self._pull_back(site)
+            for key in [key for key in self.bar if isinstance(key, Memory) and key.home is loop]:
+                self._add(key, self.bar.pop(key))
+            for site, buffer in taking.items():
+                b.store(self.bar.pop(site, self.zero), self.buffered(buffer, start, t))
+            for operand in passing.carried:
+                if operand in split.carried:
+                    contribution = self.bar.pop(operand, self.zero)
+                    if operand in passing.starts:
+                        b.store(contribution, passing.starts[operand])
+                    if operand.source in last:
+                        slot = last[operand.source]
+                        b.store(b.fadd(b.load(slot, typ=self.number), contribution), slot)
+            for key, slot in passing.sums.items():
+                b.store(self.bar.pop(key), slot)
+            self.bars.pop()
+        self.forget(loop)
+
     def _tile_iteration(
         self, loop: Loop, split: Split, seeds: list[tuple[Operand, ir.Value]], left: dict[Site, ir.Value]
     ) -> None:
         """One iteration of the parallel part, backwards."""
         plan, b = self.plan, self.b
-        for site in split.parallel:
-            if site in plan.recomputed:
-                if site in plan.stored:
-                    self.values[site] = self.load(self.place(plan.stored[site], loop))
-                else:
-                    self.values[site] = self.value(site, check=False)
         if left:
             assert loop.loop is not None
             last = b.icmp_signed("==", b.add(self.t[loop], _number(1)), self.end[loop])

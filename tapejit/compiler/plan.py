@@ -123,7 +123,7 @@ def _affine(address, first):
 
 @dataclass(frozen=True)
 class Split:
-    """A loop whose iterations depend on each other by sums alone.
+    """A loop of which a part of every iteration does not depend on the others.
 
     Attributes
     ----------
@@ -131,10 +131,21 @@ class Split:
         What every iteration computes by itself.
     chains : list of (Carried, list of Site)
         Each sum, and the additions of one iteration to it.
+    carried, serial : list of Carried, list of Site
+        What else is carried, and what depends on it: one iteration after the other.
     """
 
     parallel: list[Site]
     chains: list[tuple[Carried, list[Site]]]
+    carried: list[Carried]
+    serial: list[Site]
+
+    @property
+    def handed_over(self) -> list[Site]:
+        """The sites of the parallel part that the serial part reads or carries on."""
+        read = {o.site for site in self.serial for o in site.operands if isinstance(o, Scope)}
+        read.update(carried.source for carried in self.carried)
+        return [site for site in self.parallel if site in read]
 
 
 @dataclass
@@ -263,20 +274,36 @@ class Plan:
         for site in sites:
             if any(o in serial if isinstance(o, Site) else _is_carried(o, loop) for o in map(_identity, site.operands)):
                 serial.add(site)
-        chains = []
+        results = {result.site for result in self.found.results}
+        chains, others = [], []
         for carried in self.found.carried:
             if carried.home is loop:
                 chain = self._chain(carried, [site for site in sites if site in serial])
-                if chain is None:
-                    return None
-                chains.append((carried, chain))
-        if sum(len(chain) for _, chain in chains) != len(serial):
+                if chain is None or results & set(chain[:-1]):
+                    others.append(carried)
+                else:
+                    chains.append((carried, chain))
+        summed = {site for _, chain in chains for site in chain}
+        parallel = [site for site in sites if site not in serial]
+        rest = [site for site in sites if site in serial and site not in summed]
+        is_costly = any(ops.op_coded(site.code).name not in _CHEAP for site in parallel if site.code != OUTPUT)
+        n_scattered = sum(self._is_scattered(memory) for memory in self.found.memory if memory.home is loop)
+        if not is_costly and (4 * n_scattered > len(parallel) or ((others or rest) and len(parallel) < 2 * len(rest))):
             return None
-        results = {result.site for result in self.found.results}
-        inner = {site for _, chain in chains for site in chain[:-1]}
-        if inner & results:
-            return None
-        return Split([site for site in sites if site not in serial], chains)
+        return Split(parallel, chains, others, rest)
+
+    def _is_scattered(self, memory: Memory) -> bool:
+        """Whether a load of an iteration is not next to that of the one before, as far as is known before places are."""
+        at = int(np.argmax(memory.home.trips > 1))
+        first = int(memory.home.first[at])
+        u, v = memory.column[first : first + 2]
+        if u < 0 or v < 0:
+            return bool(abs(v - u) != 1)
+        site_of, iteration_of = self.found.site_of, self.found.iteration_of
+        producer = self.found.sites[site_of[u]].loop
+        if sum(isinstance(node, Site) and node in self._stores for node in producer.body) > CONTIGUOUS:  # type: ignore[union-attr]
+            return True
+        return bool(site_of[u] != site_of[v] or abs(int(iteration_of[v]) - int(iteration_of[u])) != 1)
 
     def _reads_from_before(self, loop: Loop) -> bool:
         """Whether no iteration reads what another one of the same entry wrote."""

@@ -13,6 +13,7 @@ import os
 import re
 import time
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -37,7 +38,7 @@ __all__ = ["MAX_COMPILE_SECONDS", "Kernel", "compile_tape"]
 MAX_COMPILE_SECONDS = 20.0
 LARGEST_PRODUCT = 200_000  # multiplications in one matrix product, above which it stays a call of BLAS
 _VECTORISED_SECONDS = 2.0  # as long as LLVM may look for loops to vectorise; it needs quadratic time
-_SITES_PER_SECOND = 1500
+_PER_SITE = 10  # instructions of LLVM's, forward and reverse together
 _ROUNDS = 8  # of cutting and fusing
 _PADDING = 8  # doubles after the last value
 EXPONENT = 0x7FF << 52  # its bits are all set in inf and NaN
@@ -157,24 +158,26 @@ class Kernel:
         adjoint = work.adjoint
         if adjoint is None:
             adjoint = work.add_adjoint(self)
-        work.active.fill(0.0)
         adjoint[self._place] = seeds
         if inputs_at is not None:
             out = np.zeros(self.n_inputs)
             out_at = out.__array_interface__["data"][0]
             if self._reverse(inputs_at, work.memory_at, out_at, work.adjoint_at, self._tables_at):
+                work.adjoint = None
                 return None
             if out.size >= _LONG:
                 return out if _is_finite(out.view(np.int64)) else None
             # One pass; a square may overflow where the number does not.
             return out if math.isfinite(out.dot(out)) or np.isfinite(out).all() else None
         if self._reverse(None, work.memory_at, None, work.adjoint_at, self._tables_at):
+            work.adjoint = None
             return None
         bars = work.bars
         if bars.size >= _LONG:
             out = np.empty(bars.size)
-            return out if _copy_finite(bars.view(np.int64), out.view(np.int64)) else None
+            return out if _moved_finite(bars.view(np.int64), out.view(np.int64)) else None
         out = bars.copy()
+        bars.fill(0.0)
         if not math.isfinite(out.dot(out)) and not np.isfinite(out).all():
             return None
         return out
@@ -183,7 +186,7 @@ class Kernel:
 class _Work:
     """The arrays of one call."""
 
-    __slots__ = ("active", "adjoint", "adjoint_at", "bars", "holds", "inputs", "memory", "memory_at", "parameters")
+    __slots__ = ("adjoint", "adjoint_at", "bars", "holds", "inputs", "memory", "memory_at", "parameters")
 
     def __init__(self, owner: Kernel) -> None:
         self.memory = fresh(owner.size + _PADDING, np.dtype(np.float64))
@@ -195,11 +198,11 @@ class _Work:
         self.adjoint: np.ndarray | None = None
 
     def add_adjoint(self, owner: Kernel) -> np.ndarray:
+        """Adjoints of 0: a run that ends well leaves them so."""
         adjoint = fresh(owner.size + _PADDING, np.dtype(np.float64))
         if adjoint.nbytes < 1 << 20:
             adjoint.fill(0.0)
         self.adjoint, self.adjoint_at = adjoint, adjoint.ctypes.data
-        self.active = adjoint[owner.n_inputs if owner.inputs_apart else 0 : owner.n_active]
         self.bars = adjoint[: owner.n_inputs]
         return adjoint
 
@@ -226,12 +229,13 @@ def _place(at: np.ndarray) -> int | slice | np.ndarray:
 
 
 @kernel
-def _copy_finite(source, out):
-    """Copy numbers given by their bits, and say whether all are finite."""
+def _moved_finite(source, out):
+    """Copy numbers given by their bits and clear them, and say whether all were finite."""
     found = 0
     for i in range(source.size):
         out[i] = source[i]
         found |= (source[i] & EXPONENT) == EXPONENT
+        source[i] = 0
     return not found
 
 
@@ -278,7 +282,7 @@ def compile_tape(
         scalars = expand(tape, FlatTape(), from_zero=True) if len(tape.block_at) else tape
         program = prune(scalars)
         del scalars
-        root = roll(program, max_sites=int(_SITES_PER_SECOND * max_compile_seconds))
+        root = roll(program, max_sites=_most_sites(max_compile_seconds))
     except (TooLargeError, TapeFullError) as error:
         return given_up(str(error))
     found = classify(root, program)
@@ -291,8 +295,8 @@ def compile_tape(
         text, externals = emit(plan)
     except OverflowError as error:
         return given_up(str(error))
-    n_instructions = len(re.findall(r"^  ", text, re.MULTILINE))
-    vectorise = estimate(n_instructions) <= min(_VECTORISED_SECONDS, max_compile_seconds)
+    n_instructions = _n_instructions(text)
+    vectorise = estimate(len(re.findall(r"^  ", text, re.MULTILINE))) <= min(_VECTORISED_SECONDS, max_compile_seconds)
     seconds = estimate(n_instructions, vectorise=vectorise)
     if time.perf_counter() - started + seconds > max_compile_seconds:
         return given_up(
@@ -307,6 +311,29 @@ def compile_tape(
     made._load(plan, linked)
     made.seconds = time.perf_counter() - started
     return made
+
+
+def _most_sites(seconds: float) -> int:
+    """Distinct instructions of a program above which LLVM would take longer than this."""
+    n = 1
+    while n < 1 << 20 and estimate(n * _PER_SITE, vectorise=False) <= seconds:
+        n += n // 8 + 1
+    return n
+
+
+def _n_instructions(text: str) -> int:
+    """Instructions of a module when its inlined functions stand where they are called."""
+    sizes: dict[str, int] = {}
+    calls: dict[str, list[str]] = {}
+    for name, body in re.findall(r'^define [^@]*@"([^"]+)"(.*?)^}', text, re.MULTILINE | re.DOTALL):
+        sizes[name] = len(re.findall(r"^  ", body, re.MULTILINE))
+        calls[name] = re.findall(r' call [^@]*@"(tapejit\.[^"]+)"', body)
+
+    @cache
+    def inlined(name: str) -> int:
+        return sizes.get(name, 0) + sum(inlined(callee) for callee in calls.get(name, ()))
+
+    return sum(inlined(name) for name in sizes if not name.startswith("tapejit."))
 
 
 # What was found, in words.

@@ -84,7 +84,7 @@ Operand: TypeAlias = Constant | Scope | Result | Carried | Memory
 
 @kernel
 def _follow(column, iteration_of, site_of, site, down, up, is_first):
-    """How a column follows the iterations of a loop: whether all of it is `site` of this iteration; whether all but first iterations are of the one before."""
+    """Whether all of a column is `site` of the same iteration of a loop, and whether all is of the one before but in first iterations."""
     same, before, n_before = True, True, 0
     for t in range(column.size):
         v = column[t]
@@ -105,7 +105,7 @@ def _follow(column, iteration_of, site_of, site, down, up, is_first):
 
 @kernel
 def _held(column, up, first_of):
-    """The column's value in every iteration of a loop around, if it has only one in each; else an empty array. ``first_of`` marks which are wanted."""
+    """The one value that a column has in each iteration of a loop around that ``first_of`` marks; an empty array if there are several."""
     found = np.full(first_of.size, -(1 << 40))
     for t in range(column.size):
         own = up[t]
@@ -223,7 +223,8 @@ class classify:
                     return Scope(source) if source.loop is home else self._result(source, home)
                 if before and home is not self.root:
                     start = _held(column, up, self.is_first(home))
-                    if start.size:
+                    # Not what the first iteration itself computes.
+                    if start.size and (start < self.start(home)[self.is_first(home)]).all():
                         assert home.loop is not None
                         begin = self._find(start, home.loop, home.position)
                         return self._carry(source, home, begin)

@@ -28,7 +28,7 @@ from tapejit.expressions import Tree, names, parse
 from tapejit.ops import ADD, SELECT, SUB
 from tapejit.sweeps.kernel import kernel
 
-__all__ = ["WIDEST_SHIFT", "Address", "Place", "Plan", "Split", "partials_of", "value_of"]
+__all__ = ["WIDEST_SHIFT", "Address", "Place", "Plan", "Split", "identity", "partials_of", "value_of"]
 
 # Recomputed rather than kept, if their operands are there: a few cycles each.
 _CHEAP = {"positive", "add", "sub", "mul", "div", "neg", "square", "cube", "reciprocal", "sqrt", "length", "abs", "sign", "floor", "ceil", "rint",
@@ -272,7 +272,7 @@ class Plan:
             return None
         serial: set[Site] = set()
         for site in sites:
-            if any(o in serial if isinstance(o, Site) else _is_carried(o, loop) for o in map(_identity, site.operands)):
+            if any(o in serial if isinstance(o, Site) else _is_carried(o, loop) for o in map(identity, site.operands)):
                 serial.add(site)
         results = {result.site for result in self.found.results}
         chains, others = [], []
@@ -301,18 +301,14 @@ class Plan:
             return bool(abs(v - u) != 1)
         site_of, iteration_of = self.found.site_of, self.found.iteration_of
         producer = self.found.sites[site_of[u]].loop
-        if sum(isinstance(node, Site) and node in self._stores for node in producer.body) > CONTIGUOUS:  # type: ignore[union-attr]
+        if sum(isinstance(node, Site) and node in self._stores for node in producer.body) > CONTIGUOUS:
             return True
         return bool(site_of[u] != site_of[v] or abs(int(iteration_of[v]) - int(iteration_of[u])) != 1)
 
     def _reads_from_before(self, loop: Loop) -> bool:
         """Whether no iteration reads what another one of the same entry wrote."""
         before = np.repeat(self.found.start(loop)[loop.first[:-1]], loop.trips)
-        return all(
-            bool((memory.column < before).all())
-            for memory in self.found.memory
-            if memory.home is loop
-        )
+        return all(bool((memory.column < before).all()) for memory in self.found.memory if memory.home is loop)
 
     def _chain(self, carried: Carried, serial: list[Site]) -> list[Site] | None:
         """The additions to a carried sum in one iteration, None if it is not just a sum that nothing else reads."""
@@ -321,7 +317,7 @@ class Plan:
         chain: list[Site] = []
         link: Operand | Site = carried
         for site in serial:
-            operands = list(map(_identity, site.operands))
+            operands = list(map(identity, site.operands))
             if link not in operands:
                 continue
             if (
@@ -338,7 +334,7 @@ class Plan:
             link = site
         if not chain or chain[-1] is not carried.source:
             return None
-        readers = [o for site in serial for o in map(_identity, site.operands) if o is carried or o in chain]
+        readers = [o for site in serial for o in map(identity, site.operands) if o is carried or o in chain]
         starts = [o for o in self.found.carried if o.start is carried]
         return chain if len(readers) == len(chain) and not starts else None
 
@@ -462,7 +458,8 @@ class Plan:
         return joined.astype(np.int32)
 
 
-def _identity(operand: Operand) -> Operand | Site:
+def identity(operand: Operand) -> Operand | Site:
+    """What an operand is known by: a site of the same iteration by itself."""
     return operand.site if isinstance(operand, Scope) else operand
 
 

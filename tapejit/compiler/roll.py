@@ -110,7 +110,9 @@ def _best_shift(begins, operands, i, d, n_trips, rest, most_shift, stamps):
 
 
 @kernel
-def _find_runs(symbols, lengths, begins, operands, following, tries, beyond, longest, few, large, period, trips, budget):
+def _find_runs(
+    symbols, lengths, begins, operands, following, tries, beyond, longest, few, large, period, trips, budget
+):
     """Greedy from the left: ``period[i] > 0`` where a run of ``trips[i]`` periods begins; else one item stays alone."""
     n = symbols.size
     i = 0
@@ -252,7 +254,19 @@ def _next_level(symbols: np.ndarray, lengths: np.ndarray, operands: np.ndarray, 
             if width not in following:
                 following[width] = _followed(symbols, width)
             n_items = _find_runs(
-                symbols, lengths, begins, operands, following[width], TRIES, beyond, longest, few, large, period, trips, budget
+                symbols,
+                lengths,
+                begins,
+                operands,
+                following[width],
+                TRIES,
+                beyond,
+                longest,
+                few,
+                large,
+                period,
+                trips,
+                budget,
             )
             if n_items < n:
                 break

@@ -15,7 +15,7 @@ from tapejit.compiler.kernel import Kernel
 from tapejit.sweeps.kernel import kernel
 from tapejit.sweeps.pointers import load_float
 
-__all__ = ["as_numba_function", "run_rows"]
+__all__ = ["as_numba_function", "call_forward", "call_reverse", "run_rows"]
 
 _INT64 = ir.IntType(64)
 _PINNED: list[Any] = []  # what addresses in compiled code of others refer to, for the life of the process
@@ -34,12 +34,12 @@ def _status_of(n: int) -> Any:
 
 
 @intrinsic
-def _call_forward(typingctx, function, inputs, memory, tables):
+def call_forward(typingctx, function, inputs, memory, tables):
     return _status_of(3)
 
 
 @intrinsic
-def _call_reverse(typingctx, function, inputs, memory, input_adjoints, adjoints, tables):
+def call_reverse(typingctx, function, inputs, memory, input_adjoints, adjoints, tables):
     return _status_of(5)
 
 
@@ -52,7 +52,7 @@ def _rows(forward, reverse, tables, memory, adjoint, sizes, inputs, parameters, 
         if parameters.shape[0] > 0:
             own = parameters[min(row, parameters.shape[0] - 1)]
             memory[parameters_at : parameters_at + own.size] = own
-        failed[row] = _call_forward(forward, memory.ctypes.data, memory.ctypes.data, tables) != 0
+        failed[row] = call_forward(forward, memory.ctypes.data, memory.ctypes.data, tables) != 0
         for i in range(outputs_at.size):
             values[row, i] = memory[outputs_at[i]]
         if bars.shape[0] == 0 or failed[row]:
@@ -61,7 +61,7 @@ def _rows(forward, reverse, tables, memory, adjoint, sizes, inputs, parameters, 
         for i in range(outputs_at.size):
             adjoint[outputs_at[i]] = seed[i]
         failed[row] = (
-            _call_reverse(
+            call_reverse(
                 reverse, memory.ctypes.data, memory.ctypes.data, adjoint.ctypes.data, adjoint.ctypes.data, tables
             )
             != 0
@@ -134,12 +134,12 @@ def as_numba_function(made: Kernel, parameters: np.ndarray, is_scalar: bool) -> 
     def evaluate(memory, gradient):
         for i in range(n_fixed):
             memory[fixed_at + i] = load_float(fixed_address, i)
-        status = _call_forward(forward, memory.ctypes.data, memory.ctypes.data, tables)
+        status = call_forward(forward, memory.ctypes.data, memory.ctypes.data, tables)
         if status == 0:
             adjoint = np.empty(size)
             adjoint[:n_active] = 0.0
             adjoint[output_at] = 1.0
-            status = _call_reverse(
+            status = call_reverse(
                 reverse, memory.ctypes.data, memory.ctypes.data, adjoint.ctypes.data, adjoint.ctypes.data, tables
             )
             if status == 0:

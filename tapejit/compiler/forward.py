@@ -82,7 +82,7 @@ class Forward(Emitter):
             self.forget(loop)
             whole = [(carried, chain[0]) for carried, chain in split.chains if self._is_whole_sum(carried, chain)]
             for carried, site in whole:
-                addends = buffers[site.operands[1].site]  # type: ignore[union-attr]
+                addends = buffers[site.operands[1].site]
                 self._add_compensated(self._tile_sum(addends, b.sub(stop, start)), slots[carried], lost[carried])
             stepwise = [(carried, chain) for carried, chain in split.chains if carried not in lost]
             if stepwise or split.carried:

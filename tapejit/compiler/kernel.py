@@ -69,6 +69,7 @@ class Kernel:
         self.why_interpreted, self.seconds = why_interpreted, seconds
         self.nest = ""
         self.nbytes = 0
+        self.n_lanes = 1
         self.linked: Linked | None = None
 
     def _load(self, plan: Plan, linked: Linked) -> None:
@@ -88,7 +89,7 @@ class Kernel:
         self._free: list[_Work] = []
         self._most = 2 * (os.cpu_count() or 1)
         self.nest = _described(plan)
-        self.nbytes = 16 * plan.size + self.tables.nbytes
+        self.nbytes = 16 * plan.size * self.n_lanes + self.tables.nbytes
 
     def take(self) -> _Work:
         """Memory for one call; to be given back."""
@@ -249,7 +250,12 @@ def _is_finite(bits):
 
 
 def compile_tape(
-    tape: FlatTape, *, fast: bool = False, threads: int = 1, max_compile_seconds: float = MAX_COMPILE_SECONDS
+    tape: FlatTape,
+    *,
+    fast: bool = False,
+    threads: int = 1,
+    max_compile_seconds: float = MAX_COMPILE_SECONDS,
+    n_lanes: int = 1,
 ) -> Kernel:
     """Compile a tape with its `output_slots`.
 
@@ -263,6 +269,8 @@ def compile_tape(
         For the parallel loops of one run.
     max_compile_seconds : float
         Give up where compiling would take longer, as far as that is known before.
+    n_lanes : int
+        How many independent inputs a run works on (see `tapejit.compiler.lanes`).
 
     Returns
     -------
@@ -292,7 +300,7 @@ def compile_tape(
         found = classify(root, program)
     try:
         plan = Plan(found)
-        text, externals = emit(plan)
+        text, externals = emit(plan, n_lanes)
     except OverflowError as error:
         return given_up(str(error))
     n_instructions = _n_instructions(text)
@@ -308,6 +316,7 @@ def compile_tape(
     except CompileError as error:
         return given_up(str(error))
     made = Kernel("", 0.0)
+    made.n_lanes = n_lanes
     made._load(plan, linked)
     made.seconds = time.perf_counter() - started
     return made

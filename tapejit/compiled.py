@@ -28,8 +28,9 @@ from tapejit.calls import (
 )
 from tapejit.compiler.entries import as_numba_function, run_rows
 from tapejit.compiler.kernel import MAX_COMPILE_SECONDS, Kernel, compile_tape
+from tapejit.compiler.lanes import FEWEST_LANES, compile_in_lanes, run_in_lanes
 from tapejit.errors import BranchChangeError, CompileError, ShapeError, TapeError, TapejitError, UnsupportedError
-from tapejit.parameters import frozen
+from tapejit.parameters import frozen, parameter_numbers
 from tapejit.recording.array import is_active
 from tapejit.recording.recorder import Tape, is_debugging, real_array
 from tapejit.replays import Given, Recording
@@ -139,6 +140,7 @@ class _Variant:
         )  # how its arguments are compared
         self.n_guards = len(recording.tape.guards.slot)
         self.kernel: Kernel | None = None
+        self.wide: tuple[Kernel | None] | None = None  # for `Compiled.batch`, once it was tried
         self.is_checked = False
         self.kept: Given | None = None  # the arguments given to `compile`, if this variant serves them
         self.n_compiled = self.n_interpreted = 0
@@ -167,7 +169,7 @@ class _Variant:
         )
 
     def __getstate__(self) -> dict:
-        return {**self.__dict__, "kernel": None, "kept": None}
+        return {**self.__dict__, "kernel": None, "wide": None, "kept": None, "is_checked": False}
 
 
 class Compiled:
@@ -230,7 +232,9 @@ class Compiled:
         positions, _ = normalised_argnums(self._argnums, len(args))
         self._others = tuple(frozen(x) for i, x in enumerate(args) if i not in positions)
         self._keywords = {name: frozen(x) for name, x in kwargs.items()}
-        variant = self._record([args[i] for i in positions], self._others, self._keywords, "first recording")
+        variant = self._record(
+            _numbers([real_array(args[i], "x") for i in positions]), self._others, self._keywords, "first recording"
+        )
         self._compile(variant)
 
     def _recording(self, xs: Sequence[Any], others: tuple, keywords: dict) -> Recording:
@@ -240,7 +244,8 @@ class Compiled:
                 "this compiled function was pickled without its function, so it cannot be recorded again; unpickle where it is defined"
             )
         positions, _ = normalised_argnums(self._argnums, len(xs) + len(others))
-        rest, given = iter(others), dict(zip(positions, xs, strict=True))
+        # Copies: compiled code may write to its arguments.
+        rest, given = iter(others), dict(zip(positions, [x.copy() if np.ndim(x) else x for x in xs], strict=True))
         args = tuple(given[i] if i in given else next(rest) for i in range(len(xs) + len(others)))
         policy = "warn" if self.on_branch_change == "warn" else "raise"
         return Recording(self._f, args, self._argnums, policy, keywords)
@@ -603,15 +608,20 @@ class Compiled:
         variant = self._record(_numbers(xs), passive.others, passive.keywords, why or self._why_new(shapes))
         return getattr(variant.recording, what)(x, *more, passive.others, passive.keywords)
 
-    def batch(self, X: Any, args: Sequence[tuple] | None = None, kwargs: dict | None = None) -> tuple[np.ndarray, Any]:
-        """Values and gradients of many independent inputs, in compiled code without the GIL.
+    def batch(
+        self, X: Any, args: tuple | list[tuple] | None = None, kwargs: dict | None = None
+    ) -> tuple[np.ndarray, Any]:
+        """Values and gradients of many independent inputs: in SIMD lanes, 32 at a time, and in `threads`.
+
+        Each row gives what `value_and_grad` gives, to the last bit; sums of whole arrays may be added up in another order.
 
         Parameters
         ----------
         X : (B, ...) array_like
             A row for each input; a tuple of such arrays if `argnums` is a sequence.
-        args : sequence of tuple, optional
-            The other arguments for each row; their floats may differ from row to row. A tuple of them all for all rows is ``[args] * B``.
+        args : tuple or list of tuple, optional
+            The other arguments. In a tuple, a float array with one axis more than the argument had when it was recorded, of length B, has a row
+            for each input; what has the recorded shape serves all. A list has a tuple of them for each row, which is slower.
         kwargs : dict, optional
             As for `value`.
 
@@ -625,20 +635,20 @@ class Compiled:
         if any(part.ndim == 0 or len(part) != len(xs[0]) for part in xs):
             raise ShapeError("batch takes arrays of one length, with a row for each input")
         n_rows = len(xs[0])
-        if args is not None and len(args) != n_rows:
+        if isinstance(args, list) and len(args) != n_rows:
             raise ShapeError(f"args has {len(args)} entries, but there are {n_rows} rows; pass one tuple for each")
+        others = _Rows(args, self._others, n_rows)
         values, gradients = np.empty(n_rows), [np.empty(part.shape) for part in xs]
 
         def single(row: int) -> None:
             point = [part[row] if part.ndim > 1 else float(part[row]) for part in xs]
-            own = None if args is None else args[row]
-            values[row], found = self.value_and_grad(point[0] if self._single else tuple(point), own, kwargs)
+            values[row], found = self.value_and_grad(point[0] if self._single else tuple(point), others.of(row), kwargs)
             for out, part in zip(gradients, (found,) if self._single else found, strict=True):
                 out[row] = part
 
         waiting = np.arange(n_rows)
         for _ in range(4):  # The first rows may have to record, compile and check.
-            waiting = self._batched(xs, args, kwargs, values, gradients, waiting)
+            waiting = self._batched(xs, others, kwargs, values, gradients, waiting)
             if waiting.size:
                 single(int(waiting[0]))
                 waiting = waiting[1:]
@@ -649,7 +659,7 @@ class Compiled:
     def _batched(
         self,
         xs: list[np.ndarray],
-        args: Sequence[tuple] | None,
+        others: _Rows,
         kwargs: dict | None,
         values: np.ndarray,
         gradients: list[np.ndarray],
@@ -658,36 +668,41 @@ class Compiled:
         """Do what compiled variants can do of these rows; gives the others."""
         if not rows.size:
             return rows
-        passive = self._passive(args[rows[0]] if args is not None else None, kwargs)
+        passive = self._passive(others.of(int(rows[0])), kwargs)
         by_position, order = self._sorted(xs, len(passive.others))
         for variant, given in self._fitting(tuple(part.shape[1:] for part in by_position), passive):
             if not rows.size:
                 break
             if not (variant.runs and variant.is_checked) or variant.output_shape != ():
                 continue
-            if args is None:
-                numbers = [given.numbers]
-            else:
-                every = [variant.recording._arguments(tuple(args[row]), passive.keywords) for row in rows]
-                if any(own.key != variant.key for own in every):
-                    break
-                numbers = [own.numbers for own in every]
-            parameters = np.stack([_joined(row) for row in numbers])
-            flat = np.ascontiguousarray(
-                np.concatenate([part[rows].reshape(rows.size, -1) for part in by_position], axis=1)
-            )
+            parameters = others.parameters(variant, given, passive, rows)
+            if parameters is None:
+                break
+            flat = np.concatenate([_taken(part, rows) for part in by_position], axis=1)
             found, bars, failed = self._run_rows(variant, flat, parameters)
-            done = rows[~failed]
+            right = slice(None) if not failed.any() else ~failed
+            done = rows[right]
             variant.n_compiled += done.size
-            values[done] = found[~failed]
+            into = slice(None) if done.size == len(values) else done
+            values[into] = found[right]
             start = 0
             for i, part in enumerate(by_position):
                 size = int(np.prod(part.shape[1:], dtype=np.int64))
-                own_bars = bars[~failed, start : start + size]
-                gradients[order.index(i)][done] = own_bars.reshape(done.size, *part.shape[1:])
+                own_bars = bars[right, start : start + size]
+                gradients[order.index(i)][into] = own_bars.reshape(done.size, *part.shape[1:])
                 start += size
             rows = rows[failed]
         return rows
+
+    def _in_lanes(self, variant: _Variant) -> Kernel | None:
+        """The kernel of a variant for many rows."""
+        with self._lock:
+            if variant.wide is None:
+                assert variant.kernel is not None
+                variant.wide = (
+                    compile_in_lanes(variant.tape, variant.kernel.size, self.fast, self.max_compile_seconds),
+                )
+            return variant.wide[0]
 
     def _run_rows(
         self, variant: _Variant, flat: np.ndarray, parameters: np.ndarray
@@ -696,10 +711,21 @@ class Compiled:
         assert variant.kernel is not None
         made, n_rows = variant.kernel, len(flat)
         values, bars, failed = np.empty((n_rows, 1)), np.empty(flat.shape), np.zeros(n_rows, np.bool_)
+        wide = self._in_lanes(variant) if n_rows >= FEWEST_LANES else None
+
+        def one_by_one(rows: np.ndarray) -> None:
+            own = parameters if len(parameters) == 1 else parameters[rows]
+            found, found_bars = np.empty((rows.size, 1)), np.empty((rows.size, flat.shape[1]))
+            failed[rows] = run_rows(made, flat[rows], own, np.ones(1), found, found_bars)
+            values[rows], bars[rows] = found, found_bars
 
         def run(span: slice) -> None:
-            own = parameters if len(parameters) == 1 else parameters[span]
-            failed[span] = run_rows(made, flat[span], own, np.ones(1), values[span], bars[span])
+            rows = np.arange(span.start, span.stop)
+            if wide is not None:
+                own = parameters if len(parameters) == 1 else parameters[span]
+                rows = rows[run_in_lanes(wide, flat[span], own, values[span], bars[span])]
+            if rows.size:
+                one_by_one(rows)
 
         n_threads = min(self.threads, n_rows)
         edges = np.linspace(0, n_rows, n_threads + 1).astype(int)
@@ -905,6 +931,62 @@ class CompiledTape:
 
 def _numbers(xs: Sequence[np.ndarray]) -> list[Any]:
     return [x if x.ndim else float(x) for x in xs]
+
+
+class _Rows:
+    """The arguments of a batch that are not differentiated: None, a tuple in which some have a row for each input, or a list of tuples."""
+
+    def __init__(self, args: tuple | list[tuple] | None, recorded: tuple, n_rows: int) -> None:
+        self.args = args
+        self.stacked: set[int] = set()
+        if isinstance(args, tuple):
+            for i, x in enumerate(args):
+                n_axes = np.ndim(recorded[i]) if i < len(recorded) else np.ndim(x) - 1
+                if isinstance(x, np.ndarray) and x.dtype == np.float64 and x.ndim == n_axes + 1:
+                    if len(x) != n_rows:
+                        raise ShapeError(
+                            f"args[{i}] has {len(x)} rows, but there are {n_rows} inputs; pass one for each"
+                        )
+                    self.stacked.add(i)
+
+    def of(self, row: int) -> tuple | None:
+        """The arguments of one row."""
+        if self.args is None or isinstance(self.args, list):
+            return self.args if self.args is None else tuple(self.args[row])
+        rows = (x[row] if i in self.stacked else x for i, x in enumerate(self.args))
+        return tuple(float(x) if i in self.stacked and np.ndim(x) == 0 else x for i, x in enumerate(rows))
+
+    def parameters(self, variant: _Variant, given: Given, passive: _Passive, rows: np.ndarray) -> np.ndarray | None:
+        """The parameters of these rows, or one row for all; None if the variant does not fit them all."""
+        recording = variant.recording
+        if isinstance(self.args, list):
+            every = [recording._arguments(tuple(self.args[row]), passive.keywords) for row in rows]
+            return (
+                np.stack([_joined(own.numbers) for own in every])
+                if all(own.key == variant.key for own in every)
+                else None
+            )
+        if not self.stacked:
+            return _joined(given.numbers)[None]
+        parts = []
+        for i, (name, x) in enumerate(
+            [*zip(recording._others, passive.others, strict=True), *passive.keywords.items()]
+        ):
+            is_parameter = recording._has_parameters and name not in recording.why_static
+            if i in self.stacked:
+                if not is_parameter:
+                    return None
+                assert self.args is not None
+                parts.append(_taken(self.args[i], rows))
+            elif is_parameter:
+                own = _joined(parameter_numbers(x, recording._native))
+                parts.append(np.broadcast_to(own, (rows.size, own.size)))
+        return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
+
+
+def _taken(x: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Some rows of an array, each flat; the array itself if they are all."""
+    return np.ascontiguousarray(x if rows.size == len(x) else x[rows]).reshape(rows.size, -1)
 
 
 def _joined(parameters: Sequence[Any]) -> np.ndarray:

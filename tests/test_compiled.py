@@ -250,6 +250,24 @@ def decorated_native(x, n):
     return total
 
 
+@numba.njit
+def writes(x, work):
+    work[0] += x[0]
+    x *= 2.0
+    return (x * work).sum()
+
+
+def test_arguments_are_not_written_to(points):
+    x, work = points[0].copy(), points[1].copy()
+    fast = tj.compile(writes, x, work)
+    for _ in range(3):
+        fast.value_and_grad(x)
+        fast.value_and_grad(x, (work,))
+        fast(x, work)
+    assert_array_equal(x, points[0])
+    assert_array_equal(work, points[1])
+
+
 # As a decorator.
 
 

@@ -13,7 +13,7 @@ from tapejit.compiler.kernel import Kernel, compile_tape
 from tapejit.sweeps.kernel import kernel
 from tapejit.tape import FlatTape
 
-__all__ = ["compile_in_lanes", "run_in_lanes"]
+__all__ = ["FEWEST_LANES", "compile_in_lanes", "run_in_lanes"]
 
 MOST_LANES = 32  # four vectors of the widest kind, which work while one waits
 CACHE = 1 << 20  # bytes that the values of all lanes may take before fewer lanes are better

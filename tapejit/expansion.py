@@ -91,7 +91,9 @@ def _slots(operand: Operand, shape: tuple[int, ...], into: FlatTape, place: np.n
 def _chains(addends: np.ndarray, into: FlatTape, from_zero: bool) -> np.ndarray:
     """Add up every row of a matrix of slots, all rows one step at a time; gives the slots of the sums."""
     if from_zero:
-        addends = np.concatenate([np.zeros((len(addends), 1), addends.dtype), addends], axis=1)  # slot 0 is the constant 0.0
+        addends = np.concatenate(
+            [np.zeros((len(addends), 1), addends.dtype), addends], axis=1
+        )  # slot 0 is the constant 0.0
     n_rows, n_steps = addends.shape
     if n_steps == 1:
         return addends[:, 0]

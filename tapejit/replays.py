@@ -140,6 +140,8 @@ class Recording:
         is_kept = given is self._given
         others = given.others if is_kept else tuple(frozen(x) for x in given.others)
         keywords = given.keywords if is_kept else {name: frozen(x) for name, x in given.keywords.items()}
+        # Copies: a compiled function may write to its arguments, which are the caller's.
+        xs = [x.copy() if isinstance(x, np.ndarray) else x for x in xs]
         with _detached():
             call, refused = self._recorded(xs, others, keywords)
         variant = Variant(call, [sorted(self._argnums).index(i) for i in self._argnums])

@@ -66,6 +66,7 @@ class Emitter:
 
     def build(self) -> None:
         self.t[self.plan.root] = number(0)
+        self.functions.out_of_line = True
         self.body(self.plan.root)
         self.b.ret(self.b.load(self.status, typ=I64))
         self.slots.branch(self.start_block)
@@ -119,7 +120,9 @@ class Emitter:
         b.position_at_end(block)
         t = b.phi(I64)
         t.add_incoming(last if step < 0 else first, before)
+        outside, self.functions.out_of_line = self.functions.out_of_line, False
         yield t
+        self.functions.out_of_line = outside
         following = b.add(t, number(step))
         t.add_incoming(following, b.block)
         after = self.function.append_basic_block("after")

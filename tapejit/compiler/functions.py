@@ -41,12 +41,17 @@ class Functions:
     def __init__(self, module: ir.Module, number: ir.Type = DOUBLE) -> None:
         self.module, self.number = module, number
         self.externals: set[str] = set()
+        self.out_of_line = False  # for code that runs once: inlined, every call costs milliseconds to compile
         self._known: dict[tuple, tuple[ir.Value, ir.Value | None]] = {}
 
     def call(self, builder: ir.IRBuilder, name: str, args: list[ir.Value]) -> ir.Value:
         """A function of `NAMESPACE` applied to doubles; `isnan`, `isinf` and `isfinite` give an i1, the others a double."""
         if name in FUNCTIONS:
-            return builder.call(lowered(self.module, name, *FUNCTIONS[name], number=args[0].type), args)
+            function = lowered(self.module, name, *FUNCTIONS[name], number=args[0].type)
+            call = builder.call(function, args)
+            if self.out_of_line:
+                call.attributes.add("noinline")
+            return call
         if name in _INTRINSICS:
             return intrinsic(builder, _INTRINSICS[name], args)
         if name == "isnan":

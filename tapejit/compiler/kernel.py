@@ -336,7 +336,9 @@ def _n_instructions(text: str) -> int:
     calls: dict[str, list[str]] = {}
     for name, body in re.findall(r'^define [^@]*@"([^"]+)"(.*?)^}', text, re.MULTILINE | re.DOTALL):
         sizes[name] = len(re.findall(r"^  ", body, re.MULTILINE))
-        calls[name] = re.findall(r' call [^@]*@"(tapejit\.[^"]+)"', body)
+        calls[name] = re.findall(
+            r' call [^@\n]*@"(tapejit\.[^"]+)"\([^\n]*\)$', body, re.MULTILINE
+        )  # but those out of line
 
     @cache
     def inlined(name: str) -> int:

@@ -143,6 +143,7 @@ class _Variant:
         self.wide: tuple[Kernel | None] | None = None  # for `Compiled.batch`, once it was tried
         self.is_checked = False
         self.kept: Given | None = None  # the arguments given to `compile`, if this variant serves them
+        self.holds_own = False  # whether it was recorded with them
         self.n_compiled = self.n_interpreted = 0
 
     @property
@@ -255,7 +256,9 @@ class Compiled:
         recording = self._recording(xs, others, keywords)
         with self._lock:
             self.n_recorded += 1
-        return self._add(_Variant(recording, why, time.perf_counter() - started))
+        variant = _Variant(recording, why, time.perf_counter() - started)
+        variant.holds_own = others is self._others and keywords is self._keywords
+        return self._add(variant)
 
     def _add(self, variant: _Variant) -> _Variant:
         with self._lock:
@@ -384,7 +387,10 @@ class Compiled:
         return numbers.reshape(-1) if variant.output_shape else float(numbers)
 
     def _interpreted(self, variant: _Variant, x: Any, given: Given, seeds: Any) -> tuple[Any, np.ndarray | None]:
-        recording, others = variant.recording, (given.others, given.keywords)
+        recording = variant.recording
+        others: tuple = (given.others, given.keywords)
+        if variant.holds_own and given is variant.kept:
+            others = (None, None)  # what it was recorded with: not written again
         if seeds is None:
             return recording.value(x, *others), None
         if isinstance(seeds, str) and seeds == "scalar":

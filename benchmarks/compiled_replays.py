@@ -387,10 +387,10 @@ def measure_batch(quick, rows):
     fast = compiled(asian_option.path, x, normals[0])
     if not hasattr(fast, "batch"):
         return []
-    inputs, rows_of_args = np.tile(x, (len(normals), 1)), [(z,) for z in normals]
+    inputs = np.tile(x, (len(normals), 1))
 
     def batch():
-        values, gradients = fast.batch(inputs, rows_of_args)
+        values, gradients = fast.batch(inputs, (normals,))
         return values.mean(), gradients.mean(axis=0)
 
     fast.value_and_grad(x)  # The first replay of a variant is checked against a fresh recording.

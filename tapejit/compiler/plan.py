@@ -35,7 +35,7 @@ _CHEAP = {"positive", "add", "sub", "mul", "div", "neg", "square", "cube", "reci
           "trunc", "copysign", "maximum", "minimum", "fmax", "fmin", "select", "chain", "deg2rad", "rad2deg", "less", "less_equal", "greater",
           "greater_equal", "equal", "not_equal", "logical_and", "logical_or", "logical_xor", "logical_not", "isnan", "isinf", "isfinite",
           "signbit"}  # fmt: skip
-SMALLEST_TILED = 256  # iterations times sites of an entry that is worth tiles; half of all iterations must be in such
+SMALLEST_TILED = 128  # iterations times sites of an entry that is worth tiles; half of all iterations must be in such
 LONGEST_BODY = 500  # sites in the body of one that is
 WIDEST_SHIFT = 8  # between loads whose adjoints are added up together
 CONTIGUOUS = 8  # stored values of one loop up to which each has an array of its own; above, those of an iteration stand side by side

@@ -21,7 +21,7 @@ from tapejit.ops import CHAIN, DIV, POSITIVE, SELECT
 
 __all__ = ["Reverse"]
 
-SMALLEST_TILE = 384  # iterations times sites below which an entry of a parallel loop goes backwards one by one
+SMALLEST_TILE = 128  # iterations times sites below which an entry of a parallel loop goes backwards one by one
 
 
 class Reverse(Tiles):

@@ -619,7 +619,7 @@ class Compiled:
     ) -> tuple[np.ndarray, Any]:
         """Values and gradients of many independent inputs: in SIMD lanes, 32 at a time, and in `threads`.
 
-        Each row gives what `value_and_grad` gives, to the last bit; sums of whole arrays may be added up in another order.
+        Each row has the value that `value_and_grad` gives; sums of whole arrays, and adjoints, may be added up in another order.
 
         Parameters
         ----------

@@ -68,13 +68,14 @@ def mnemonics(assembly):
 
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=lambda page: page.stem)
 def test_python_in_the_docs_runs_and_prints_what_they_show(page):
+    advice = "if that is right, run: python docs/make_outputs.py"
     for printed, language, shown, _ in make_outputs.run(page):
         if language == "text":
-            assert printed == shown, "if that is right, run: python docs/make_outputs.py"
+            assert printed == shown, advice
         elif language == "llvm":
             lines = iter(map(without_numbers, printed.splitlines()))
             for line in shown.splitlines():
-                assert without_numbers(line) in lines, f"{line} is not there; if that is right, run: python docs/make_outputs.py"
+                assert without_numbers(line) in lines, f"no {line!r} here; {advice}"
         elif platform.machine() in ("x86_64", "AMD64"):
             assert not mnemonics(shown) - mnemonics(printed)
 

@@ -1,7 +1,7 @@
 """Many independent inputs through one kernel: `n` rows at a time, side by side in the lanes of the processor's vectors.
 
-A kernel in lanes has n numbers wherever a kernel of one input has one. Each lane computes what the other kernel would, to the last bit,
-except for sums of whole arrays, which are plain chains here.
+A kernel in lanes has n numbers wherever a kernel of one input has one. Each lane computes the values that the other kernel would, to the last
+bit, except for sums of whole arrays, which are plain chains here; adjoints are added up one iteration after the other, without tiles.
 """
 
 from __future__ import annotations

@@ -1707,8 +1707,10 @@ def test_replay_equals_recording():
     for x in (X, X[::-1], 2.0 * X):
         value, gradient = recording.value_and_grad(x)
         expected_value, expected = tj.value_and_grad(f)(x, table)
-        assert value == f(x.copy(), table) == expected_value
-        assert_same_bits(gradient, expected)
+        # A replay has tapejit's own exponential, a recording Numba's.
+        assert expected_value == f(x.copy(), table)
+        assert_allclose(value, expected_value, rtol=1e-14)
+        assert_allclose(gradient, expected, rtol=1e-13)
     assert recording.n_recorded == 1
 
 

@@ -179,7 +179,7 @@ def test_unknown_symbol_is_named(externals):
 def test_unknown_symbol_in_cached_code_is_named(folder):
     text = USES_CALLBACK.replace("callback", "forgotten")
     linking._DISK.write(
-        linking._Options(False, 3, True).key(text), linking._compile(text, linking._Options(False, 3, True))
+        linking._Options(False, 3, True, False).key(text), linking._compile(text, linking._Options(False, 3, True, False))
     )
     assert list(folder.iterdir())
     with pytest.raises(CompileError, match="no symbol 'tapejit_test_forgotten'"):
@@ -268,7 +268,7 @@ def test_entry_of_another_key_is_not_loaded(folder):
     link(adding(1.0))
     (path,) = folder.iterdir()
     data = path.read_bytes()
-    other = linking._Options(False, 3, True).key(adding(2.0))
+    other = linking._Options(False, 3, True, False).key(adding(2.0))
     (folder / f"{other}.o").write_bytes(data)
     assert call(link(adding(2.0)), 1.0) == 3.0
 

@@ -312,7 +312,13 @@ def compile_tape(
         )
     register(externals)
     try:
-        linked = link(text, fast=fast, vectorise=vectorise, externals=[f"tapejit_{name}" for name in sorted(externals)])
+        linked = link(
+            text,
+            fast=fast,
+            vectorise=vectorise,
+            pack=plan.has_packs and n_lanes == 1,
+            externals=[f"tapejit_{name}" for name in sorted(externals)],
+        )
     except CompileError as error:
         return given_up(str(error))
     made = Kernel("", 0.0)

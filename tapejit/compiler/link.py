@@ -100,7 +100,13 @@ class Linked:
 
 
 def link(
-    ir: str, *, fast: bool = False, level: int = 3, vectorise: bool = True, externals: Iterable[str] = ()
+    ir: str,
+    *,
+    fast: bool = False,
+    level: int = 3,
+    vectorise: bool = True,
+    pack: bool = False,
+    externals: Iterable[str] = (),
 ) -> Linked:
     """Compile the module `ir` for this processor, or load it from the cache.
 
@@ -116,6 +122,8 @@ def link(
         0 to 3, as compilers have it. Level 0 compiles ten times sooner and runs three times longer.
     vectorise : bool
         Whether LLVM looks for loops to vectorise.
+    pack : bool
+        Whether it also packs equal operations of one body into vectors. Half of all compile time, and slower where bodies have few.
     externals : iterable of str
         Symbols that the module calls and the caller has registered by ``llvmlite.binding.add_symbol``. Those of the process, such as
         the C library's, need no mention.
@@ -131,7 +139,7 @@ def link(
         If the IR is not valid, or a symbol is unknown.
     """
     started = time.perf_counter()
-    options = _Options(fast, level, vectorise)
+    options = _Options(fast, level, vectorise, pack)
     if not fast and (loose := _LOOSE.search(ir)):
         raise CompileError(
             f"{(loose[1] or loose[2])!r} lets LLVM change results; link with fast=True, or emit without it"
@@ -174,14 +182,14 @@ def estimate(n_instructions: int, *, level: int = 3, vectorise: bool = True) -> 
 class _Options:
     """What else than its text decides what a module becomes."""
 
-    def __init__(self, fast, level, vectorise):
+    def __init__(self, fast, level, vectorise, pack):
         if level not in (0, 1, 2, 3):
             raise ValueError(f"level is 0, 1, 2 or 3, got {level!r}")
-        self.fast, self.level, self.vectorise = bool(fast), int(level), bool(vectorise)
+        self.fast, self.level, self.vectorise, self.pack = bool(fast), int(level), bool(vectorise), bool(pack)
 
     def key(self, ir: str) -> str:
         versions = (llvmlite.__version__, llvm.llvm_version_info)
-        facts = (_FORMAT, *_host(), versions, _CODE, self.fast, self.level, self.vectorise)
+        facts = (_FORMAT, *_host(), versions, _CODE, self.fast, self.level, self.vectorise, self.pack)
         return hashlib.sha256(f"{facts}\n{ir}".encode()).hexdigest()
 
 
@@ -226,9 +234,7 @@ class _Module:
     def optimise(self):
         tuning = llvm.create_pipeline_tuning_options(speed_level=self.options.level)
         tuning.loop_vectorization = tuning.loop_interleaving = self.options.vectorise
-        tuning.slp_vectorization = (
-            False  # half of all compile time, and no faster: bodies of derivatives have few equal neighbours
-        )
+        tuning.slp_vectorization = self.options.pack
         tuning.loop_unrolling = self.options.level > 1
         with tuning, llvm.create_pass_builder(self.machine, tuning) as builder:
             passes = builder.getModulePassManager()

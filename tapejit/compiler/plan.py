@@ -37,6 +37,7 @@ _CHEAP = {"positive", "add", "sub", "mul", "div", "neg", "square", "cube", "reci
           "signbit"}  # fmt: skip
 SMALLEST_TILED = 128  # iterations times sites of an entry that is worth tiles; half of all iterations must be in such
 LONGEST_BODY = 500  # sites in the body of one that is
+FEWEST_PACKED = 4  # calls of one function
 WIDEST_SHIFT = 8  # between loads whose adjoints are added up together
 CONTIGUOUS = 8  # stored values of one loop up to which each has an array of its own; above, those of an iteration stand side by side
 
@@ -337,6 +338,17 @@ class Plan:
         readers = [o for site in serial for o in map(identity, site.operands) if o is carried or o in chain]
         starts = [o for o in self.found.carried if o.start is carried]
         return chain if len(readers) == len(chain) and not starts else None
+
+    @property
+    def has_packs(self) -> bool:
+        """Whether a body that is not worked off in tiles has several calls of one costly function, which fit one vector."""
+        for loop in self.root.loops():
+            if loop.n_iterations > 1 and loop not in self.parallel:
+                codes = [node.code for node in loop.body if isinstance(node, Site) and node.code != OUTPUT]
+                costly = [code for code in codes if ops.op_coded(code).name not in _CHEAP]
+                if any(costly.count(code) >= FEWEST_PACKED for code in set(costly)):
+                    return True
+        return False
 
     # Memory.
 

@@ -129,6 +129,7 @@ def as_numba_function(made: Kernel, parameters: np.ndarray, is_scalar: bool) -> 
     forward, reverse, tables = made.linked.address("forward"), made.linked.address("reverse"), made.tables.ctypes.data
     fixed_address, n_fixed, fixed_at = fixed.ctypes.data, fixed.size, made.parameters_at
     size, n_active, n_inputs, output_at = made.size + 8, made.n_active, made.n_inputs, int(made.outputs_at[0])
+    adjoint_size = made.adjoint_size + 8
 
     @numba.njit(nogil=True, error_model="numpy")
     def evaluate(memory, gradient):
@@ -136,7 +137,7 @@ def as_numba_function(made: Kernel, parameters: np.ndarray, is_scalar: bool) -> 
             memory[fixed_at + i] = load_float(fixed_address, i)
         status = call_forward(forward, memory.ctypes.data, memory.ctypes.data, tables)
         if status == 0:
-            adjoint = np.empty(size)
+            adjoint = np.empty(adjoint_size)
             adjoint[:n_active] = 0.0
             adjoint[output_at] = 1.0
             status = call_reverse(

@@ -75,7 +75,7 @@ class Kernel:
     def _load(self, plan: Plan, linked: Linked) -> None:
         program = plan.program
         self.linked = linked
-        self.size, self.n_active = plan.size, plan.n_active
+        self.size, self.adjoint_size, self.n_active = plan.size, plan.adjoint_size, plan.n_active
         self.n_inputs, self.n_parameters = program.n_inputs, program.n_parameters
         self.parameters_at, self.constants_at = plan.parameters_at, plan.constants_at
         self.constants = program.constants.copy()
@@ -89,7 +89,7 @@ class Kernel:
         self._free: list[_Work] = []
         self._most = 2 * (os.cpu_count() or 1)
         self.nest = _described(plan)
-        self.nbytes = 16 * plan.size * self.n_lanes + self.tables.nbytes
+        self.nbytes = 8 * (plan.size + plan.adjoint_size) * self.n_lanes + self.tables.nbytes
 
     def take(self) -> _Work:
         """Memory for one call; to be given back."""
@@ -200,7 +200,7 @@ class _Work:
 
     def add_adjoint(self, owner: Kernel) -> np.ndarray:
         """Adjoints of 0: a run that ends well leaves them so."""
-        adjoint = fresh(owner.size + _PADDING, np.dtype(np.float64))
+        adjoint = fresh(owner.adjoint_size + _PADDING, np.dtype(np.float64))
         if adjoint.nbytes < 1 << 20:
             adjoint.fill(0.0)
         self.adjoint, self.adjoint_at = adjoint, adjoint.ctypes.data

@@ -101,7 +101,7 @@ def run_in_lanes(
     assert made.linked is not None
     n_lanes = made.n_lanes
     failed = np.zeros(len(inputs), np.bool_)
-    memory, adjoint = (_aligned(made.size, n_lanes) for _ in range(2))
+    memory, adjoint = _aligned(made.size, n_lanes), _aligned(made.adjoint_size, n_lanes)
     memory[made.constants_at : made.constants_at + made.constants.size] = made.constants[:, None]
     _rows_in_lanes(
         made.linked.address("forward"),

@@ -393,6 +393,7 @@ class Plan:
     def _find_addresses(self) -> None:
         found = self.found
         n_inputs = self.program.n_inputs
+        self.adjoint_size = max(self.n_active, int(self.outputs_at.max(initial=-1)) + 1)  # places that adjoints are written to
         base, stride = np.zeros(len(found.sites), np.int64), np.zeros(len(found.sites), np.int64)
         for site, place in self.stored.items():
             base[site.number], stride[site.number] = place.base, place.stride
@@ -409,6 +410,8 @@ class Plan:
                 address,
             )
             memory.address = self._fitted(address, memory.home)
+            if self.is_active(memory):
+                self.adjoint_size = max(self.adjoint_size, int(address.max()) + 1)
             if not self._producers[memory][1] and (address < n_inputs).all():
                 self.of_inputs.add(memory)
             elif (address < n_inputs).any():

@@ -821,7 +821,7 @@ class Compiled:
 
     def __repr__(self) -> str:
         name = getattr(self._f, "__name__", "function")
-        return f"<Compiled {name}: {len(self._variants)} variants>"
+        return f"<Compiled {name}: {len(self._variants)} variant{'s' if len(self._variants) != 1 else ''}>"
 
     def _shaped(self, variant: _Variant, bars: np.ndarray | None) -> Any:
         assert bars is not None

@@ -727,7 +727,7 @@ def test_printing(points):
     assert "define" in fast.llvm() and "forward" in fast.llvm() and "reverse" in fast.asm()
     assert 0 < fast.nbytes < 100_000
     assert fast.tape.n_inputs == N
-    assert repr(fast) == "<Compiled rosenbrock: 1 variants>"
+    assert repr(fast) == "<Compiled rosenbrock: 1 variant>"
 
 
 def test_machine_code_is_freed_with_the_last_reference(points):

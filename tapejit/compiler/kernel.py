@@ -367,15 +367,19 @@ def _describe(plan: Plan, loop: Loop, lines: list[str], depth: int) -> None:
     if depth:
         n_carried = sum(operand.home is loop for operand in plan.found.carried)
         n_stored = sum(site in plan.stored for site in own) + sum(operand.home is loop for operand in plan.kept)
-        facts = [f"{len(own)} slots"]
+        facts = [_counted(len(own), "slot")]
         facts += [f"{n_carried} carried"] if n_carried else []
         facts += [f"{n_stored} stored"] if n_stored else []
         lines.append(f"{'  ' * depth}loop, {_trips(loop)}: {', '.join(facts)}")
     elif own:
-        lines.append(f"  {len(own)} slots outside of loops")
+        lines.append(f"  {_counted(len(own), 'slot')} outside of loops")
     for node in loop.body:
         if isinstance(node, Loop):
             _describe(plan, node, lines, depth + 1)
+
+
+def _counted(n: int, what: str) -> str:
+    return f"{n:,} {what}" + ("s" if n != 1 else "")
 
 
 def _trips(loop: Loop) -> str:

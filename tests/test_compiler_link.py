@@ -179,7 +179,8 @@ def test_unknown_symbol_is_named(externals):
 def test_unknown_symbol_in_cached_code_is_named(folder):
     text = USES_CALLBACK.replace("callback", "forgotten")
     linking._DISK.write(
-        linking._Options(False, 3, True, False).key(text), linking._compile(text, linking._Options(False, 3, True, False))
+        linking._Options(False, 3, True, False).key(text),
+        linking._compile(text, linking._Options(False, 3, True, False)),
     )
     assert list(folder.iterdir())
     with pytest.raises(CompileError, match="no symbol 'tapejit_test_forgotten'"):

@@ -393,7 +393,9 @@ class Plan:
     def _find_addresses(self) -> None:
         found = self.found
         n_inputs = self.program.n_inputs
-        self.adjoint_size = max(self.n_active, int(self.outputs_at.max(initial=-1)) + 1)  # places that adjoints are written to
+        self.adjoint_size = max(
+            self.n_active, int(self.outputs_at.max(initial=-1)) + 1
+        )  # places that adjoints are written to
         base, stride = np.zeros(len(found.sites), np.int64), np.zeros(len(found.sites), np.int64)
         for site, place in self.stored.items():
             base[site.number], stride[site.number] = place.base, place.stride

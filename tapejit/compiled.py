@@ -270,8 +270,9 @@ class Compiled:
     def _compile(self, variant: _Variant) -> None:
         with self._lock:
             if variant.kernel is None:
-                options = {"fast": self.fast, "threads": self.threads, "max_compile_seconds": self.max_compile_seconds}
-                variant.kernel = compile_tape(variant.tape, **options)  # type: ignore[arg-type]
+                variant.kernel = compile_tape(
+                    variant.tape, fast=self.fast, max_compile_seconds=self.max_compile_seconds
+                )
 
     def _used(self, variant: _Variant) -> None:
         """Put a variant first."""
@@ -867,14 +868,14 @@ class CompiledTape:
     Where the machine code cannot be faithful, the sweeps answer; a decision that changes raises BranchChangeError.
     """
 
-    def __init__(self, tape: Tape, fast: bool, threads: int, max_compile_seconds: float) -> None:
+    def __init__(self, tape: Tape, fast: bool, max_compile_seconds: float) -> None:
         if not np.size(tape.output_slots):
             raise TapeError("the tape has no outputs to compile for: make it with tj.record, or set tape.output_slots")
         if tape.links:
             raise TapeError("the tape refers to values of another tape, which is being recorded: it cannot be compiled")
         self.tape = tape
-        self._options = {"fast": fast, "threads": threads, "max_compile_seconds": max_compile_seconds}
-        self._kernel = compile_tape(tape, **self._options)  # type: ignore[arg-type]
+        self._options: dict[str, Any] = {"fast": fast, "max_compile_seconds": max_compile_seconds}
+        self._kernel = compile_tape(tape, **self._options)
         self._parameters = [tape.value[first : first + size].copy() for first, size in tape.parameter_slots]
 
     @property
@@ -1068,7 +1069,7 @@ def compile(
     fast : bool
         Let products and sums be contracted: values differ from the interpreter's in the last bits.
     threads : int
-        Threads of one call, and of `Compiled.batch`.
+        Of `Compiled.batch`, whose rows they share. One value and gradient takes one thread.
     max_compile_seconds : float
         Where compiling a variant would take longer, it is interpreted.
     **kwargs

@@ -253,7 +253,6 @@ def compile_tape(
     tape: FlatTape,
     *,
     fast: bool = False,
-    threads: int = 1,
     max_compile_seconds: float = MAX_COMPILE_SECONDS,
     n_lanes: int = 1,
 ) -> Kernel:
@@ -265,8 +264,6 @@ def compile_tape(
         Blocks are written out first.
     fast : bool
         Let LLVM contract products and sums: values then differ from the interpreter's in the last bits.
-    threads : int
-        For the parallel loops of one run.
     max_compile_seconds : float
         Give up where compiling would take longer, as far as that is known before.
     n_lanes : int

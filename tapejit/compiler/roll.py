@@ -218,12 +218,12 @@ def _bodies_agree(symbols, start, period, key, representative, first_of):
     return True
 
 
-def _followed(symbols: np.ndarray, window: int) -> np.ndarray:
-    """See `_next_occurrences`."""
+def _followed(symbols: np.ndarray, window: int, hashes: np.ndarray) -> np.ndarray:
+    """See `_next_occurrences`; `hashes` (n,) uint64 is worked in."""
     n = symbols.size
     following = np.empty(n, np.int32)
     heads = np.full(1 << min(20, max(8, int(n).bit_length())), -1, np.int32)
-    _next_occurrences(symbols, window, following, heads, np.empty(n, np.uint64))
+    _next_occurrences(symbols, window, following, heads, hashes)
     return following
 
 
@@ -244,7 +244,9 @@ def _next_level(symbols: np.ndarray, lengths: np.ndarray, operands: np.ndarray, 
     short, long = PERIODS if window == WINDOW else PERIODS_ABOVE
     following: dict[int, np.ndarray] = {}
     period, trips = np.zeros(n, np.int32), np.empty(n, np.int32)
-    begins = np.concatenate([[0], np.cumsum(lengths)])
+    hashes = np.empty(n, np.uint64)
+    begins = np.zeros(n + 1, np.int32)
+    np.cumsum(lengths, out=begins[1:])
     budget = np.array([CREDIT * n + (1 << 16)])
 
     def find(few: int, large: int) -> int:
@@ -252,7 +254,7 @@ def _next_level(symbols: np.ndarray, lengths: np.ndarray, operands: np.ndarray, 
         beyond = 0  # periods up to here have been tried
         for width, longest in [*((window, length) for length in short), *((4 * window, length) for length in long)]:
             if width not in following:
-                following[width] = _followed(symbols, width)
+                following[width] = _followed(symbols, width, hashes)
             n_items = _find_runs(
                 symbols,
                 lengths,
@@ -280,7 +282,7 @@ def _next_level(symbols: np.ndarray, lengths: np.ndarray, operands: np.ndarray, 
     if n_items == n:
         return None
     start, item_period, item_trips = (np.empty(n_items, np.int32) for _ in range(3))
-    key, new_lengths = np.empty(n_items, np.int64), np.empty(n_items, np.int64)
+    key, new_lengths = np.empty(n_items, np.int64), np.empty(n_items, np.int32)
     _collapse(symbols, lengths, period, trips, start, item_period, item_trips, key, new_lengths)
     is_loop = item_period > 0
     keys, first_of, representative = np.unique(key[is_loop], return_index=True, return_inverse=True)
@@ -313,7 +315,7 @@ def roll(program: Program, max_sites: int = 20_000) -> Loop:
         If there are more; costs no more than the search itself.
     """
     symbols = program.code.astype(np.int32) + (program.guard.astype(np.int32) << 8)
-    lengths = np.ones(symbols.size, np.int64)
+    lengths = np.ones(symbols.size, np.int32)
     levels: list[_Level] = []
     window = WINDOW
     while len(levels) < 16 and (level := _next_level(symbols, lengths, program.operands, window)) is not None:

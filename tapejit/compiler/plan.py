@@ -295,6 +295,8 @@ class Plan:
 
     def _is_scattered(self, memory: Memory) -> bool:
         """Whether a load of an iteration is not next to that of the one before, as far as is known before places are."""
+        if memory.column.size < 2:
+            return False
         at = int(np.argmax(memory.home.trips > 1))
         first = int(memory.home.first[at])
         u, v = memory.column[first : first + 2]

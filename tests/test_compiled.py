@@ -764,3 +764,17 @@ def test_debug_finds_the_operation_in_a_recording():
     fast = tj.compile(lambda x: np.sum(np.sqrt(x)), np.ones(4))
     with tj.debug(), pytest.raises(TapejitError, match="sqrt"):
         fast.grad(np.array([1.0, -1.0, 1.0, 1.0]))
+
+
+def test_an_error_of_the_compiler_leaves_the_interpreter(monkeypatch):
+    import tapejit.compiler.kernel as stages
+
+    def broken(found):
+        raise IndexError("of the compiler's own")
+
+    monkeypatch.setattr(stages, "Plan", broken)
+    x = np.linspace(0.5, 1.5, 20)
+    with pytest.warns(RuntimeWarning, match="please report"):
+        fast = tj.compile(rosenbrock, x)
+    assert "of the compiler's own" in str(fast)
+    assert_array_equal(fast.grad(x), tj.record(rosenbrock, x).grad(x))

@@ -12,6 +12,7 @@ import math
 import os
 import re
 import time
+import warnings
 from collections.abc import Sequence
 from functools import cache
 from typing import Any
@@ -275,6 +276,20 @@ def compile_tape(
         Check `why_interpreted`.
     """
     started = time.perf_counter()
+    try:
+        return _compiled(tape, started, fast, max_compile_seconds, n_lanes)
+    except Exception as error:  # an error of the compiler's own: interpreting gives the same results
+        what = f"{type(error).__name__}: {error}"
+        warnings.warn(
+            f"tapejit's compiler failed on this tape ({what}), which is interpreted instead, with the same results; please report it",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return Kernel(f"the compiler failed ({what})", time.perf_counter() - started)
+
+
+def _compiled(tape: FlatTape, started: float, fast: bool, max_compile_seconds: float, n_lanes: int) -> Kernel:
+    """All stages, one after the other; see `compile_tape`."""
 
     def given_up(why: str) -> Kernel:
         return Kernel(why, time.perf_counter() - started)

@@ -72,6 +72,8 @@ def _rows(forward, reverse, tables, memory, adjoint, sizes, inputs, parameters, 
             total += 0.0 * adjoint[i]
         if total != 0.0:
             failed[row] = True
+    if bars.shape[0] > 0:
+        adjoint[:n_active] = 0.0  # as `Kernel.run` expects what it is given back
 
 
 def run_rows(

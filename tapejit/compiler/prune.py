@@ -136,11 +136,11 @@ def prune(tape: FlatTape) -> Program:
     plain = (expected == 0.0) | (expected == 1.0)
     plain &= (opcode[guard_slots] != INPUT) & (opcode[guard_slots] != CONSTANT)
     decided = np.zeros(n_slots, np.uint8)
+    for first, size in tape.sums:  # before the decisions: one on a sum is what counts
+        decided[first : first + size] = SUM_STEP
     decided[guard_slots[plain]] = np.where(expected[plain] == 1.0, EXPECTS_TRUE, EXPECTS_FALSE)
     n_live = int(np.count_nonzero(live))
     room = n_live + outputs.size + int(np.count_nonzero(~plain))
-    for first, size in tape.sums:
-        decided[first : first + size] = SUM_STEP
     code, guard = np.empty(room, np.uint8), np.zeros(room, np.uint8)
     operands = np.full((3, room), ABSENT, np.int32)
     constant_slots = np.empty(n_live, np.int64)

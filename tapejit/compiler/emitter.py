@@ -20,9 +20,8 @@ from tapejit.sweeps.lowering import constant
 __all__ = ["BOOL", "DOUBLE", "I32", "I64", "LANES", "POINTER", "TILE", "VECTOR", "Emitter", "number"]
 
 DOUBLE, I32, I64, BOOL, POINTER = ir.DoubleType(), ir.IntType(32), ir.IntType(64), ir.IntType(1), ir.PointerType()
-TILE = (
-    layout.TILE
-)  # iterations of a parallel loop that are worked off together: as in the sweeps, whose sums are the same then
+# Iterations of a parallel loop that are worked off together: as in the sweeps, whose sums are the same then.
+TILE = layout.TILE
 LANES = WIDEST_SHIFT  # partial sums of an adjoint in a parallel loop
 VECTOR = ir.VectorType(DOUBLE, LANES)
 

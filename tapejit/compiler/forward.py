@@ -86,7 +86,7 @@ class Forward(Emitter):
                 self._add_compensated(self._tile_sum(addends, b.sub(stop, start)), slots[carried], lost[carried])
             stepwise = [(carried, chain) for carried, chain in split.chains if carried not in lost]
             if stepwise or split.carried:
-                computed = {site: self.values[site] for site in added & buffers.keys()}
+                computed = {site: self.values[site] for site in buffers}
                 with self.counting(start, stop) as t:
                     self.t[loop] = t
                     for site in computed:
@@ -97,8 +97,7 @@ class Forward(Emitter):
                             self.values[site] = self.value(site, check=False)
                         b.store(self.values[carried.source], slots[carried])
                     self._serial_part(loop, split, slots)
-                for site in computed.keys() & set(split.parallel):
-                    self.values[site] = computed[site]
+                self.values.update(computed)
                 self.forget(loop)
         for carried, slot in lost.items():
             total, rest = b.load(slots[carried], typ=self.number), b.load(slot, typ=self.number)

@@ -361,8 +361,9 @@ class Plan:
         for site in self.found.sites:
             if site in self._stores:
                 groups.setdefault((site in self.active, site.loop), []).append(site)  # type: ignore[arg-type]
-        for operand in sorted(self._needed, key=lambda o: (o.home.depth, self.found.sites.index(_source(o)))):
-            groups.setdefault((False, operand.home), []).append(operand)
+        for operand in [*self.found.carried, *self.found.results]:
+            if operand in self._needed:
+                groups.setdefault((False, operand.home), []).append(operand)
         end = program.n_inputs
         for (is_active, loop), items in groups.items():
             if is_active:
@@ -395,9 +396,8 @@ class Plan:
     def _find_addresses(self) -> None:
         found = self.found
         n_inputs = self.program.n_inputs
-        self.adjoint_size = max(
-            self.n_active, int(self.outputs_at.max(initial=-1)) + 1
-        )  # places that adjoints are written to
+        # How many places adjoints are written to.
+        self.adjoint_size = max(self.n_active, int(self.outputs_at.max(initial=-1)) + 1)
         base, stride = np.zeros(len(found.sites), np.int64), np.zeros(len(found.sites), np.int64)
         for site, place in self.stored.items():
             base[site.number], stride[site.number] = place.base, place.stride
@@ -484,7 +484,3 @@ def identity(operand: Operand) -> Operand | Site:
 
 def _is_carried(operand: Operand, loop: Loop) -> bool:
     return isinstance(operand, Carried) and operand.home is loop
-
-
-def _source(operand: Carried | Result) -> Site:
-    return operand.source if isinstance(operand, Carried) else operand.site

@@ -125,7 +125,7 @@ class Tiles(Emitter):
                         self.marked(b.store(contribution, self.buffered(written[contribution], start, t)))
                     buffers[key] = written[contribution]
             self.forget(loop)
-            for buffer in set(written.values()):
+            for buffer in written.values():
                 self._clear(self.pointer(b.sub(stop, start), buffer))
             for key in buffers:
                 if key in lanes:

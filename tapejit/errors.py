@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import signal
+from typing import Any
+
 __all__ = [
     "BranchChangeError",
     "BranchChangeWarning",
@@ -59,3 +62,23 @@ class BranchChangeError(TapejitError, RuntimeError):
 
 class BranchChangeWarning(UserWarning):
     """A replay took another branch than the recording did (``on_branch_change="warn"``)."""
+
+
+def from_signal_handler(error: BaseException) -> bool:
+    """Whether the handler of a signal has raised an error: a timeout says nothing of the code that it interrupts, and must come out as itself."""
+    handlers = (signal.getsignal(number) for number in signal.valid_signals())
+    codes = {code for handler in handlers if (code := _code_of(handler)) is not None}
+    trace = error.__traceback__
+    while trace is not None:
+        if trace.tb_frame.f_code in codes:
+            return True
+        trace = trace.tb_next
+    return False
+
+
+def _code_of(handler: Any) -> Any:
+    """The code of a Python function, a method or an object that can be called."""
+    for function in (handler, getattr(handler, "__func__", None), vars(type(handler)).get("__call__")):
+        if (code := getattr(function, "__code__", None)) is not None:
+            return code
+    return None

@@ -32,7 +32,7 @@ from tapejit.calls import (
     shaped,
     tuple_of,
 )
-from tapejit.errors import BranchChangeError, BranchChangeWarning, ShapeError, TapejitError
+from tapejit.errors import BranchChangeError, BranchChangeWarning, ShapeError, TapejitError, from_signal_handler
 from tapejit.parameters import (
     frozen,
     handed,
@@ -174,7 +174,7 @@ class Recording:
         try:
             whole = self._call(xs, others, keywords, wanted)
         except Exception as error:
-            if not wanted:
+            if not wanted or from_signal_handler(error):
                 raise
             reason = _reason(error)
         if whole is not None and (not wanted or self._native or self._agrees(whole, xs, others, keywords)):
@@ -194,6 +194,8 @@ class Recording:
             try:
                 tried = self._call(xs, others, keywords, [*kept, name])
             except Exception as error:
+                if from_signal_handler(error):
+                    raise
                 refused[name] = _reason(error)
                 continue
             if _is_same(tried.value(), result):
@@ -211,7 +213,9 @@ class Recording:
         try:
             with np.errstate(all="ignore"):
                 return _is_same(call.value(), self._f(*arguments, **thawed(keywords)))
-        except Exception:  # Code may be written for active values: np.zeros(n, like=x) with a number x.
+        except Exception as error:  # Code may be written for active values: np.zeros(n, like=x) with a number x.
+            if from_signal_handler(error):
+                raise
             return False
 
     def _in_order(self, xs: Sequence[Any], others: tuple) -> tuple:

@@ -27,7 +27,7 @@ from tapejit.compiler.operands import classify, cut, fuse
 from tapejit.compiler.plan import Plan
 from tapejit.compiler.prune import prune
 from tapejit.compiler.roll import TooLargeError, roll
-from tapejit.errors import CompileError, TapeFullError
+from tapejit.errors import CompileError, TapeFullError, from_signal_handler
 from tapejit.expansion import expand
 from tapejit.layout import MATMUL
 from tapejit.sweeps.kernel import kernel
@@ -279,6 +279,8 @@ def compile_tape(
     try:
         return _compiled(tape, started, fast, max_compile_seconds, n_lanes)
     except Exception as error:  # an error of the compiler's own: interpreting gives the same results
+        if from_signal_handler(error):
+            raise
         what = f"{type(error).__name__}: {error}"
         warnings.warn(
             f"tapejit's compiler failed on this tape ({what}), which is interpreted instead, with the same results; please report it",

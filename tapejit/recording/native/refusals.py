@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 
-import numba
 from numba import types
 from numba.core import errors
 from numba.core.dispatcher import Dispatcher
 
-import tapejit
-from tapejit.errors import PassiveConversionError, TapejitError, UnsupportedError
+from tapejit.errors import PassiveConversionError, TapejitError, UnsupportedError, from_signal_handler
 from tapejit.recording.native.versions import plain_type
 
 __all__ = ["refuse_function", "translated"]
@@ -26,11 +22,6 @@ _CALL = re.compile(
 _CAST = re.compile(r"(?:Cannot cast|Casting) active_float to (?P<kind>[^\s:]+)")
 _OURS = re.compile(r"TypingError: (?P<message>.*?) \[tapejit\]", re.DOTALL)
 _PLACE = re.compile(r"at (?P<file>[^\n]*?) \((?P<line>\d+)\)")
-
-# Whose code compiles: Numba and what is installed beside it, Python itself, and tapejit.
-_LIBRARIES = tuple(
-    {str(Path(str(module.__file__)).resolve().parents[k]) for module, k in ((numba, 1), (os, 0), (tapejit, 0))}
-)
 
 _STORE = re.compile(r"setitem\((?:[Oo]ptional\()?array\((?P<dtype>[^,]+(?:\([^)]*\))?), .*active_float")
 
@@ -63,19 +54,10 @@ def translated(f: Dispatcher, kinds: Sequence[types.Type] | None) -> Iterator[No
     except TapejitError:
         raise
     except Exception as error:  # of all kinds: Numba's passes raise AssertionError and KeyError too
-        if _is_from_elsewhere(error):
+        if from_signal_handler(error):
             raise
         _raise_own_error(f, kinds)
         raise _in_words(f, error) from None
-
-
-def _is_from_elsewhere(error: Exception) -> bool:
-    """Whether neither a library nor generated code has raised it: what the handler of a signal raises (a timeout) comes at any moment."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    name = trace.tb_frame.f_code.co_filename if trace is not None else "<"
-    return not name.startswith(("<", *_LIBRARIES))
 
 
 def _raise_own_error(f: Dispatcher, kinds: Sequence[types.Type] | None) -> None:

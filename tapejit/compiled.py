@@ -141,6 +141,7 @@ class _Variant:
         self.n_guards = len(recording.tape.guards.slot)
         self.kernel: Kernel | None = None
         self.wide: tuple[Kernel | None] | None = None  # for `Compiled.batch`, once it was tried
+        self.lanes_checked = False
         self.is_checked = False
         self.kept: Given | None = None  # the arguments given to `compile`, if this variant serves them
         self.holds_own = False  # whether it was recorded with them
@@ -170,7 +171,14 @@ class _Variant:
         )
 
     def __getstate__(self) -> dict:
-        return {**self.__dict__, "kernel": None, "wide": None, "kept": None, "is_checked": False}
+        return {
+            **self.__dict__,
+            "kernel": None,
+            "wide": None,
+            "kept": None,
+            "is_checked": False,
+            "lanes_checked": False,
+        }
 
 
 class Compiled:
@@ -644,7 +652,9 @@ class Compiled:
         n_rows = len(xs[0])
         if isinstance(args, list) and len(args) != n_rows:
             raise ShapeError(f"args has {len(args)} entries, but there are {n_rows} rows; pass one tuple for each")
-        others = _Rows(args, self._others, n_rows)
+        variants = self._variants  # what a decorated function was recorded with says which arguments have an axis more
+        recorded = self._others or (variants[0].recording._given.others if variants else ())
+        others = _Rows(args, recorded, n_rows)
         values, gradients = np.empty(n_rows), [np.empty(part.shape) for part in xs]
 
         def single(row: int) -> None:
@@ -711,6 +721,20 @@ class Compiled:
                 )
             return variant.wide[0]
 
+    def _check_lanes(
+        self, variant: _Variant, inputs: np.ndarray, parameters: np.ndarray, value: np.ndarray, bar: np.ndarray
+    ) -> None:
+        """Compare the first row that ran in lanes with the kernel that was checked against a recording."""
+        expected, gradient = np.empty((1, 1)), np.empty_like(inputs)
+        assert variant.kernel is not None
+        if not run_rows(variant.kernel, inputs, parameters, np.ones(1), expected, gradient).any():
+            tolerance = _LOOSE * np.abs(gradient).max(initial=0.0)
+            if not np.allclose(value, expected[0], rtol=_LOOSE, atol=_LOOSE):
+                self._refuse(variant, *_differing(value, expected[0], "the value in lanes"))
+            if not np.allclose(bar, gradient[0], rtol=_LOOSE, atol=tolerance):
+                self._refuse(variant, *_differing(bar, gradient[0], "the gradient in lanes"))
+        variant.lanes_checked = True
+
     def _run_rows(
         self, variant: _Variant, flat: np.ndarray, parameters: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -730,7 +754,13 @@ class Compiled:
             rows = np.arange(span.start, span.stop)
             if wide is not None:
                 own = parameters if len(parameters) == 1 else parameters[span]
-                rows = rows[run_in_lanes(wide, flat[span], own, values[span], bars[span])]
+                again = run_in_lanes(wide, flat[span], own, values[span], bars[span])
+                if not variant.lanes_checked and not again.all():
+                    at = int(rows[~again][0])
+                    self._check_lanes(
+                        variant, flat[at : at + 1], own[:1] if len(own) == 1 else own[~again][:1], values[at], bars[at]
+                    )
+                rows = rows[again]
             if rows.size:
                 one_by_one(rows)
 
@@ -947,9 +977,15 @@ class _Rows:
         self.args = args
         self.stacked: set[int] = set()
         if isinstance(args, tuple):
-            for i, x in enumerate(args):
-                n_axes = np.ndim(recorded[i]) if i < len(recorded) else np.ndim(x) - 1
-                if isinstance(x, np.ndarray) and x.dtype == np.float64 and x.ndim == n_axes + 1:
+            arrays = [i for i, x in enumerate(args) if isinstance(x, np.ndarray) and x.dtype == np.float64]
+            if arrays and len(recorded) != len(args):
+                raise ShapeError(
+                    f"args has {len(args)} entries, but nothing was recorded with so many, so it cannot be told whether args[{arrays[0]}] has a "
+                    "row for each input; call the function once before, or pass a list with a tuple for each row"
+                )
+            for i in arrays:
+                x = args[i]
+                if x.ndim == np.ndim(recorded[i]) + 1:
                     if len(x) != n_rows:
                         raise ShapeError(
                             f"args[{i}] has {len(x)} rows, but there are {n_rows} inputs; pass one for each"

@@ -778,3 +778,38 @@ def test_an_error_of_the_compiler_leaves_the_interpreter(monkeypatch):
         fast = tj.compile(rosenbrock, x)
     assert "of the compiler's own" in str(fast)
     assert_array_equal(fast.grad(x), tj.record(rosenbrock, x).grad(x))
+
+
+def test_a_timeout_while_compiling_comes_out_as_itself(monkeypatch):
+    import signal
+
+    import tapejit.compiler.kernel as stages
+
+    class Timeout(Exception):
+        pass
+
+    def handler(number, frame):
+        raise Timeout
+
+    def interrupted(found):
+        signal.raise_signal(signal.SIGTERM)
+
+    before = signal.signal(signal.SIGTERM, handler)
+    try:
+        monkeypatch.setattr(stages, "Plan", interrupted)
+        with pytest.raises(Timeout):
+            tj.compile(rosenbrock, np.linspace(0.5, 1.5, 20))
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_a_decision_on_a_sum_of_an_array_is_kept():
+    """An outcome of 1.0 looks like a truth value, and the additions of a sum are marked as such."""
+    recording = tj.record(lambda x: np.sum(x) * x[0], np.array([0.25, 0.25, 0.5]))
+    tape = recording.tape
+    sums = [block.first for block in tape.blocks() if block.name == "sum"]
+    tape.guards.append(sums, [1.0], "here")
+    compiled = tape.compile()
+    assert_array_equal(compiled.value([0.5, 0.25, 0.25]), [0.5])
+    with pytest.raises(BranchChangeError):
+        compiled.value([0.5, 0.5, 0.5])

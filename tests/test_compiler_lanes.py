@@ -8,7 +8,7 @@ from scipy import special
 import tapejit as tj
 from tapejit.compiler.kernel import compile_tape
 from tapejit.compiler.lanes import FEWEST_LANES, compile_in_lanes, run_in_lanes
-from tapejit.errors import ShapeError
+from tapejit.errors import CompileError, ShapeError
 
 
 def walk(x, z):
@@ -140,3 +140,43 @@ def test_angles_beyond_the_range_of_the_inlined_sine(rng):
         value, gradient = interpreted.value_and_grad(x[row])
         assert values[row] == value
         assert_allclose(gradients[row], gradient, rtol=1e-12)
+
+
+@pytest.mark.parametrize("n_rows", [3, FEWEST_LANES * 4])
+def test_a_gradient_after_a_batch_is_what_it_was_before(rows, n_rows):
+    """Work arrays are shared, and a run expects adjoints of zero."""
+    x, z = rows
+    fast = tj.compile(grid, x[0], z[0])
+    fast.value_and_grad(x[0])
+    before = fast.grad(x[1])
+    fast.batch(x[:n_rows])
+    assert_array_equal(fast.grad(x[1]), before)
+    assert_array_equal(fast.grad(x[1]), before)
+
+
+def test_data_of_a_decorated_function_is_not_taken_for_rows(rows):
+    x, z = rows
+
+    @tj.compile
+    def f(x, z):
+        return walk(x, z)
+
+    with pytest.raises(ShapeError, match="call the function once before"):
+        f.batch(x, args=(z,))
+    f.value_and_grad(x[0], (z[0],))
+    assert_array_equal(f.batch(x, args=(z,))[0], f.batch(x, args=[(own,) for own in z])[0])
+
+
+def test_a_kernel_in_lanes_that_errs_is_found_out(rows, monkeypatch):
+    x, z = rows
+    fast = tj.compile(walk, x[0], z[0])
+    fast.value_and_grad(x[0])
+
+    def wrong(made, inputs, parameters, values, bars):
+        failed = run_in_lanes(made, inputs, parameters, values, bars)
+        bars *= 1.001
+        return failed
+
+    monkeypatch.setattr("tapejit.compiled.run_in_lanes", wrong)
+    with pytest.raises(CompileError, match="in lanes"):
+        fast.batch(x, args=(z,))

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
+from problems import heat, lennard_jones
 from scipy import special
 
 import tapejit as tj
@@ -180,3 +181,25 @@ def test_a_kernel_in_lanes_that_errs_is_found_out(rows, monkeypatch):
     monkeypatch.setattr("tapejit.compiled.run_in_lanes", wrong)
     with pytest.raises(CompileError, match="in lanes"):
         fast.batch(x, args=(z,))
+
+
+@pytest.mark.parametrize("problem", [heat, lennard_jones], ids=["inputs in memory", "inputs apart"])
+def test_gradients_do_not_depend_on_what_ran_before(problem, rng):
+    args = problem.make(15, rng)
+    points = args[0] + 0.01 * rng.standard_normal((40, args[0].size))
+    recording, fast = tj.record(problem.primal, *args), tj.compile(problem.primal, *args)
+    expected = [recording.grad(x) for x in points[:6]]
+    fast.value_and_grad(args[0])
+    assert fast._variants[0].kernel.inputs_apart is (problem is lennard_jones)
+    kernel, into = fast.kernel, np.empty_like(args[0])
+    ways = (
+        fast.grad,
+        lambda x: fast.batch(np.stack([x, points[0]]))[1][0],
+        lambda x: fast.batch(np.stack([x, *points]))[1][0],
+        lambda x: fast.vjp(x, 2.0)[1] / 2.0,
+        lambda x: (kernel(x, into), into)[1],
+        lambda x: (fast.value_and_grad(np.full_like(x, np.nan)), fast.grad(x))[1],
+    )
+    for k in rng.integers(6, size=40):
+        gradient = ways[rng.integers(len(ways))](points[k])
+        assert_allclose(gradient, expected[k], rtol=1e-10, atol=1e-11 * np.abs(expected[k]).max())

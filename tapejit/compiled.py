@@ -217,8 +217,7 @@ class Compiled:
     ) -> None:
         if on_branch_change not in ("record", "raise", "warn"):
             raise ValueError(f'on_branch_change must be "record", "raise" or "warn", got {on_branch_change!r}')
-        if threads < 1:
-            raise ValueError(f"threads must be at least 1, got {threads}")
+        check_threads(threads)
         self._f = f
         self._argnums = argnums
         self._single = isinstance(argnums, (int, np.integer))
@@ -279,7 +278,10 @@ class Compiled:
         with self._lock:
             if variant.kernel is None:
                 variant.kernel = compile_tape(
-                    variant.tape, fast=self.fast, max_compile_seconds=self.max_compile_seconds
+                    variant.tape,
+                    fast=self.fast,
+                    max_compile_seconds=self.max_compile_seconds,
+                    n_threads=self.threads,
                 )
 
     def _used(self, variant: _Variant) -> None:
@@ -898,13 +900,18 @@ class CompiledTape:
     Where the machine code cannot be faithful, the sweeps answer; a decision that changes raises BranchChangeError.
     """
 
-    def __init__(self, tape: Tape, fast: bool, max_compile_seconds: float) -> None:
+    def __init__(self, tape: Tape, fast: bool, max_compile_seconds: float, threads: int = 1) -> None:
+        check_threads(threads)
         if not np.size(tape.output_slots):
             raise TapeError("the tape has no outputs to compile for: make it with tj.record, or set tape.output_slots")
         if tape.links:
             raise TapeError("the tape refers to values of another tape, which is being recorded: it cannot be compiled")
         self.tape = tape
-        self._options: dict[str, Any] = {"fast": fast, "max_compile_seconds": max_compile_seconds}
+        self._options: dict[str, Any] = {
+            "fast": fast,
+            "max_compile_seconds": max_compile_seconds,
+            "n_threads": threads,
+        }
         self._kernel = compile_tape(tape, **self._options)
         self._parameters = [tape.value[first : first + size].copy() for first, size in tape.parameter_slots]
 
@@ -1077,6 +1084,17 @@ def compiled_recording(
     return made
 
 
+def check_threads(threads: int) -> None:
+    """
+    Raises
+    ------
+    ValueError
+        If there are less than one.
+    """
+    if threads < 1:
+        raise ValueError(f"threads must be at least 1, got {threads}")
+
+
 def compile(
     f: Callable | None = None,
     *args: Any,
@@ -1105,7 +1123,8 @@ def compile(
     fast : bool
         Let products and sums be contracted: values differ from the interpreter's in the last bits.
     threads : int
-        Of `Compiled.batch`, whose rows they share. One value and gradient takes one thread.
+        They share loops of more than about 50,000 operations that carry nothing but sums, and the rows of `Compiled.batch`. The results
+        do not depend on their number.
     max_compile_seconds : float
         Where compiling a variant would take longer, it is interpreted.
     **kwargs

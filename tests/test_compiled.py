@@ -769,7 +769,7 @@ def test_debug_finds_the_operation_in_a_recording():
 def test_an_error_of_the_compiler_leaves_the_interpreter(monkeypatch):
     import tapejit.compiler.kernel as stages
 
-    def broken(found):
+    def broken(found, **options):
         raise IndexError("of the compiler's own")
 
     monkeypatch.setattr(stages, "Plan", broken)
@@ -791,7 +791,7 @@ def test_a_timeout_while_compiling_comes_out_as_itself(monkeypatch):
     def handler(number, frame):
         raise Timeout
 
-    def interrupted(found):
+    def interrupted(found, **options):
         signal.raise_signal(signal.SIGTERM)
 
     before = signal.signal(signal.SIGTERM, handler)

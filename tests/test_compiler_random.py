@@ -54,6 +54,7 @@ SMALL = [
         "CONTIGUOUS": 1,
         "SHORTEST_PIECE": 2,
     },
+    {"SMALLEST_SHARED": 1, "FEWEST_CHUNKS": 2, "COPIED": 1e9},
 ]
 MODULES = [importlib.import_module(f"tapejit.compiler.{part.name}") for part in pkgutil.iter_modules(compiler.__path__)]
 
@@ -95,6 +96,7 @@ def check_compiled(recording, points, rng, limit=None, parameters=()):
     if "do not repeat" in kernel.why_interpreted or "LLVM would need" in kernel.why_interpreted:
         reject()  # more distinct code than is compiled
     assert not kernel.why_interpreted, kernel.why_interpreted
+    threaded = compile_tape(tape, max_compile_seconds=60.0, n_threads=3) if kernel.n_shared else None
     output = np.asarray(tape.output_slots)
     # Sums of arrays may be added up in another order. Elementwise blocks may not make a difference.
     kinds = {block.kind for block in tape.blocks()}
@@ -115,7 +117,15 @@ def check_compiled(recording, points, rng, limit=None, parameters=()):
         poison(kernel)
         with_rows = kernel.run(np.ravel(x), own, np.stack([y_bar, -2.0 * y_bar]))
         poison(kernel)
-        found = kernel.run(np.ravel(x), own, float(y_bar[0]) if output.size == 1 else y_bar)
+        seeds = float(y_bar[0]) if output.size == 1 else y_bar
+        found = kernel.run(np.ravel(x), own, seeds)
+        if threaded is not None:
+            poison(threaded)
+            by_threads = threaded.run(np.ravel(x), own, seeds)
+            assert (by_threads is None) == (found is None)
+            if found is not None:
+                assert_array_equal(by_threads[0], found[0])
+                assert_array_equal(by_threads[1], found[1])
         if changed:
             assert found is None and with_rows is None, "a decision changed unnoticed"
             continue

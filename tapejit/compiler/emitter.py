@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -36,22 +36,18 @@ class Emitter:
 
     name = ""
     arguments: tuple[str, ...] = ()
+    inputs: ir.Value
+    memory: ir.Value
+    tables: ir.Value
 
     def __init__(self, plan: Plan, module: ir.Module, functions: Functions) -> None:
         self.plan, self.functions = plan, functions
         self.number = functions.number  # the type of all that is computed
         self.zero = constant(self.number, 0.0)
         self.parallel = plan.parallel if self.number == DOUBLE else {}  # lanes are vectors enough
-        self.function = ir.Function(module, ir.FunctionType(I64, [POINTER] * len(self.arguments)), self.name)
-        self.function.attributes.add("nounwind")
-        for argument, name in zip(self.function.args, self.arguments, strict=True):
-            argument.name = name
-            argument.add_attribute("noalias")
-        self.entry = self.function.append_basic_block("entry")
-        body = self.function.append_basic_block("start")
-        self.b = ir.IRBuilder(body)
-        self.slots = ir.IRBuilder(self.entry)
-        self.start_block = body
+        self.shared = plan.shared if self.number == DOUBLE else {}
+        self.module = module
+        self.begin(self.name, self.arguments)
         self.t: dict[Loop, ir.Value] = {}
         self.first: dict[Loop, ir.Value] = {}
         self.end: dict[Loop, ir.Value] = {}
@@ -59,16 +55,36 @@ class Emitter:
         self.values: dict[Any, ir.Value] = {}
         self.group: ir.Value | None = None  # the access group of the parallel loop that is being emitted
         self.n_groups = 0
-        self.status = self.slot(I64, number(0))
-        self.inputs, self.memory, self.tables = self.function.args[0], self.function.args[1], self.function.args[-1]
+        self.chunk: dict[Loop, tuple[ir.Value, ir.Value]] = {}  # a part of a loop's iterations that is being emitted
         self.users = self._users()
+
+    def begin(self, name: str, arguments: Sequence[str], types: Sequence[ir.Type] = ()) -> None:
+        """A new function, in which the builders stand afterwards. Its first arguments are the arrays."""
+        self.function = ir.Function(self.module, ir.FunctionType(I64, types or [POINTER] * len(arguments)), name)
+        self.function.attributes.add("nounwind")
+        for argument, own_name in zip(self.function.args, arguments, strict=True):
+            argument.name = own_name
+            if own_name in self.arguments:
+                argument.add_attribute("noalias")
+        self.entry = self.function.append_basic_block("entry")
+        self.start_block = self.function.append_basic_block("start")
+        self.b, self.slots = ir.IRBuilder(self.start_block), ir.IRBuilder(self.entry)
+        self.status = self.slot(I64, number(0))
+        self.use(self.function.args[: len(self.arguments)])
+
+    def use(self, arguments: Sequence[ir.Value]) -> None:
+        """Where the arrays are."""
+        raise NotImplementedError
+
+    def end_function(self) -> None:
+        self.b.ret(self.b.load(self.status, typ=I64))
+        self.slots.branch(self.start_block)
 
     def build(self) -> None:
         self.t[self.plan.root] = number(0)
         self.functions.out_of_line = True
         self.body(self.plan.root)
-        self.b.ret(self.b.load(self.status, typ=I64))
-        self.slots.branch(self.start_block)
+        self.end_function()
 
     def body(self, loop: Loop) -> None:
         raise NotImplementedError
@@ -85,8 +101,10 @@ class Emitter:
         if isinstance(wrong.type, ir.VectorType):
             bits = ir.IntType(wrong.type.count)
             wrong = self.b.icmp_unsigned("!=", self.b.bitcast(wrong, bits), ir.Constant(bits, 0))
-        so_far = self.b.load(self.status, typ=I64)
-        self.b.store(self.b.or_(so_far, self.b.zext(wrong, I64)), self.status)
+        self.note_status(self.b.zext(wrong, I64))
+
+    def note_status(self, status: ir.Value) -> None:
+        self.b.store(self.b.or_(self.b.load(self.status, typ=I64), status), self.status)
 
     # Loops.
 
@@ -106,7 +124,7 @@ class Emitter:
         for memory in self.plan.found.memory:
             if memory.home is loop:
                 self._prepare(memory, loop, e)
-        return first, end
+        return self.chunk.get(loop, (first, end))
 
     @contextmanager
     def counting(self, first: ir.Value, end: ir.Value, step: int = 1) -> Iterator[ir.Value]:
@@ -215,7 +233,7 @@ class Emitter:
         return self.inputs if self.is_input(memory) else self.memory
 
     def is_input(self, memory: Memory) -> bool:
-        return self.number == DOUBLE and self.plan.inputs_apart and memory in self.plan.of_inputs
+        return self.number == DOUBLE and self.plan.is_input(memory)
 
     def place(self, place: Place, loop: Loop) -> ir.Value:
         return self.b.add(number(place.base), self.b.mul(self.t[loop], number(place.stride)))

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import llvmlite.ir as ir
 
-from tapejit.compiler.emitter import DOUBLE, I32, LANES, VECTOR, Emitter, number
+from tapejit.compiler.chunks import Chunks
+from tapejit.compiler.emitter import DOUBLE, I32, LANES, TILE, VECTOR, number
 from tapejit.compiler.nest import Loop, Site
-from tapejit.compiler.operands import Carried, Constant, Result, Scope
+from tapejit.compiler.operands import Carried, Operand, Result, Scope
 from tapejit.compiler.plan import Split
-from tapejit.compiler.prune import EXPECTS_FALSE, EXPECTS_TRUE, SUM_STEP
+from tapejit.compiler.prune import EXPECTS_FALSE, EXPECTS_TRUE
+from tapejit.compiler.sharing import identity, is_whole_sum
 from tapejit.sweeps.lowering import constant
 
 __all__ = ["Forward"]
 
 
-class Forward(Emitter):
+class Forward(Chunks):
     name, arguments = "forward", ("inputs", "memory", "tables")
+
+    def use(self, arguments: Sequence[ir.Value]) -> None:
+        self.inputs, self.memory, self.tables = arguments
 
     def body(self, loop: Loop) -> None:
         results = [operand for operand in self.plan.kept if isinstance(operand, Result) and operand.home is loop]
@@ -23,24 +30,100 @@ class Forward(Emitter):
             if isinstance(node, Loop):
                 self.load_for(node, loop)
                 self.inner(node)
-                for result in self._results(loop, node):
+                for result in self.results(loop, node):
+                    if result in self.deferred:
+                        continue
                     self.values[result] = self.values[result.site]
                     if result in results:
                         self.store(self.values[result], self.place(self.plan.kept[result], loop))
+                    self.keep_addend(result, loop)
+                continue
+            if node in self.deferred:
                 continue
             value = self.values[node] = self.value(node, check=True)
             if node in self.plan.stored:
                 self.store(value, self.place(self.plan.stored[node], loop))
+            self.keep_addend(node, loop)
             self.guard(node, value)
 
-    def _results(self, home: Loop, inner: Loop) -> list[Result]:
-        return [result for result in self.plan.found.results if result.home is home and inner.contains(result.site)]
-
     def inner(self, loop: Loop) -> None:
+        if loop in self.shared and self.plan.threaded:
+            self.in_chunks(loop)
+        else:
+            self.run(loop)
+
+    def in_chunks(self, loop: Loop) -> None:
+        """A loop that threads share: everything but its sums in chunks, then the sums."""
+        sharing = self.shared[loop]
+        in_tiles = self.plan.whole_sums(loop)
+        totals = [total for total in sharing.totals if total.source not in in_tiles]
+        context = self.context(loop, [self.read(total.start) for total in totals])
+        with self.outlined("chunk", loop, context) as chunk:
+            self.chunk[loop] = self.chunk_bounds(loop, chunk.k)
+            self.deferred = sharing.parts
+            self.run(loop)
+            self.deferred = set()
+        add = None
+        if totals:
+            with self.outlined("sum", loop, context) as add:
+                self.chunk[loop] = self.chunk_bounds(loop, add.k)
+                slots = {total: self.slot() for total in totals}
+                for slot, value in zip(slots.values(), add.numbers, strict=True):
+                    self.b.store(value, slot)
+                self._add_up(loop, sharing.parts - set(in_tiles), slots)
+                for slot, place in zip(slots.values(), add.places, strict=True):
+                    self.b.store(self.b.load(slot, typ=self.number), self.b.bitcast(place, DOUBLE.as_pointer()))
+        del self.chunk[loop]
+        self.run_chunks(context, chunk, add, 0, sharing.n_chunks)
+        for total, place in zip(totals, self.places(context), strict=True):
+            self.values[total.source] = self.b.load(place, typ=self.number)
+        for site in in_tiles:
+            self._add_tile_sums(loop, site)
+
+    def _add_tile_sums(self, loop: Loop, site: Site) -> None:
+        """The sum of a block from those of its tiles."""
+        total, lost = self.slot(), self.slot()
+        self.b.store(self.zero, total)
+        self.b.store(self.zero, lost)
+        first = self.plan.addends[site].base
+        with self.counting(number(first), number(first - (-loop.n_iterations // TILE))) as at:
+            self.add_compensated(self.load(at), total, lost)
+        self.values[site] = self.compensated(total, lost)
+
+    def _add_up(self, loop: Loop, parts: set[object], slots: dict[Carried, ir.Value]) -> None:
+        """The parts of sums in a loop, iteration by iteration; what it carries stands in `slots`, the addends in memory."""
+        with self.iterations(loop, backwards=False):
+            for operand, slot in slots.items():
+                self.values[operand] = self.b.load(slot, typ=self.number)
+            for node in loop.body:
+                if isinstance(node, Site) and node in parts:
+                    for operand in node.operands:
+                        self._load_addend(operand)
+                    self.values[node] = self.value(node, check=False)
+                elif isinstance(node, Loop) and not parts.isdisjoint(node.sites()):
+                    self.load_for(node, loop)
+                    inner = {o: self.slot() for o in self.plan.found.carried if o.home is node and o in parts}
+                    for operand, slot in inner.items():
+                        self.b.store(self.read(operand.start), slot)
+                    self._add_up(node, parts, inner)
+                    self.values.update({r: self.values[r.site] for r in self.results(loop, node) if r in parts})
+            for operand, slot in slots.items():
+                self.b.store(self.values[operand.source], slot)
+        self.forget(loop)
+
+    def _load_addend(self, operand: Operand) -> None:
+        source = identity(operand)
+        if source in self.plan.addends:
+            home = source.home if isinstance(source, Result) else source.loop
+            assert home is not None
+            self.values[source] = self.load(self.place(self.plan.addends[source], home))
+
+    def run(self, loop: Loop) -> None:
+        """A loop, or the chunk of it that `chunk` has."""
         if loop in self.parallel:
             self._tiled(loop, self.plan.parallel[loop])
             return
-        carried = [operand for operand in self.plan.found.carried if operand.home is loop]
+        carried = [o for o in self.plan.found.carried if o.home is loop and o not in self.deferred]
         slots = [self.slot() for _ in carried]
         for operand, slot in zip(carried, slots, strict=True):
             self.b.store(self.read(operand.start), slot)
@@ -57,15 +140,22 @@ class Forward(Emitter):
     def _tiled(self, loop: Loop, split: Split) -> None:
         """A parallel loop: first what vectorises, into buffers, then stores and sums in order."""
         b, plan = self.b, self.plan
-        slots = {carried: self.slot() for carried, _ in split.chains}
+        later = [
+            chain[0] for carried, chain in split.chains if carried in self.deferred and is_whole_sum(carried, chain)
+        ]
+        chains = [(carried, chain) for carried, chain in split.chains if carried not in self.deferred]
+        others = [carried for carried in split.carried if carried not in self.deferred]
+        slots = {carried: self.slot() for carried, _ in chains}
         for carried, slot in slots.items():
             b.store(self.read(carried.start), slot)
-        lost = {carried: self.slot() for carried, chain in split.chains if self._is_whole_sum(carried, chain)}
+        lost = {carried: self.slot() for carried, chain in chains if is_whole_sum(carried, chain)}
         for slot in lost.values():
             b.store(self.zero, slot)
-        added = {o.site for _, chain in split.chains for site in chain for o in site.operands if isinstance(o, Scope)}
-        added.update(split.handed_over)
-        for carried in split.carried:
+        added = {o.site for _, chain in chains for site in chain for o in site.operands if isinstance(o, Scope)}
+        added.update(site.operands[1].site for site in later)
+        if others or not self.deferred.issuperset(split.serial):
+            added.update(split.handed_over)
+        for carried in others:
             slots[carried] = self.slot()
             b.store(self.read(carried.start), slots[carried])
         buffers = {site: self.buffer() for site in split.parallel if site in added}
@@ -76,16 +166,20 @@ class Forward(Emitter):
                     value = self.values[site] = self.value(site, check=True)
                     if site in plan.stored:
                         self.store(value, self.place(plan.stored[site], loop))
+                    self.keep_addend(site, loop)
                     if site in buffers:
                         self.marked(b.store(value, self.buffered(buffers[site], start, t)))
                     self.guard(site, value)
             self.forget(loop)
-            whole = [(carried, chain[0]) for carried, chain in split.chains if self._is_whole_sum(carried, chain)]
+            for site in later:
+                part = self._tile_sum(buffers[site.operands[1].site], b.sub(stop, start))
+                self.store(part, b.add(number(plan.addends[site].base), b.sdiv(start, number(TILE))))
+            whole = [(carried, chain[0]) for carried, chain in chains if carried in lost]
             for carried, site in whole:
                 addends = buffers[site.operands[1].site]
-                self._add_compensated(self._tile_sum(addends, b.sub(stop, start)), slots[carried], lost[carried])
-            stepwise = [(carried, chain) for carried, chain in split.chains if carried not in lost]
-            if stepwise or split.carried:
+                self.add_compensated(self._tile_sum(addends, b.sub(stop, start)), slots[carried], lost[carried])
+            stepwise = [(carried, chain) for carried, chain in chains if carried not in lost]
+            if stepwise or others:
                 computed = {site: self.values[site] for site in buffers}
                 with self.counting(start, stop) as t:
                     self.t[loop] = t
@@ -96,38 +190,34 @@ class Forward(Emitter):
                         for site in chain:
                             self.values[site] = self.value(site, check=False)
                         b.store(self.values[carried.source], slots[carried])
-                    self._serial_part(loop, split, slots)
+                    self._serial_part(loop, split, others, slots)
                 self.values.update(computed)
                 self.forget(loop)
         for carried, slot in lost.items():
-            total, rest = b.load(slots[carried], typ=self.number), b.load(slot, typ=self.number)
-            is_finite = b.fcmp_ordered("<", self._absolute(rest), ir.Constant(DOUBLE, float("inf")))
-            self.values[carried.source] = b.select(is_finite, b.fadd(total, rest), total)
+            self.values[carried.source] = self.compensated(slots[carried], slot)
 
-    def _serial_part(self, loop: Loop, split: Split, slots: dict[Carried, ir.Value]) -> None:
+    def compensated(self, total_slot: ir.Value, lost_slot: ir.Value) -> ir.Value:
+        """A sum and what rounding has lost."""
+        b = self.b
+        total, lost = b.load(total_slot, typ=self.number), b.load(lost_slot, typ=self.number)
+        is_finite = b.fcmp_ordered("<", self._absolute(lost), ir.Constant(DOUBLE, float("inf")))
+        return b.select(is_finite, b.fadd(total, lost), total)
+
+    def _serial_part(self, loop: Loop, split: Split, others: list[Carried], slots: dict[Carried, ir.Value]) -> None:
         """What depends on the iteration before."""
-        for carried in split.carried:
+        for carried in others:
             self.values[carried] = self.b.load(slots[carried], typ=self.number)
             if carried in self.plan.kept:
                 self.store(self.values[carried], self.place(self.plan.kept[carried], loop))
         for site in split.serial:
+            if site in self.deferred:
+                continue
             value = self.values[site] = self.value(site, check=True)
             if site in self.plan.stored:
                 self.store(value, self.place(self.plan.stored[site], loop))
             self.guard(site, value)
-        for carried in split.carried:
+        for carried in others:
             self.b.store(self.values[carried.source], slots[carried])
-
-    def _is_whole_sum(self, carried: Carried, chain: list[Site]) -> bool:
-        """Whether a chain is the sum of a block, from its beginning."""
-        first = chain[0]
-        return (
-            len(chain) == 1
-            and first.guard == SUM_STEP
-            and first.operands[0] is carried
-            and isinstance(first.operands[1], Scope)
-            and carried.start == Constant(0.0)
-        )
 
     def _absolute(self, x: ir.Value) -> ir.Value:
         return self.functions.call(self.b, "abs", [x])
@@ -154,7 +244,7 @@ class Forward(Emitter):
                 b.store(b.fadd(b.load(total, typ=self.number), self.load(i, buffer)), total)
         return b.load(total, typ=self.number)
 
-    def _add_compensated(self, part: ir.Value, total_slot: ir.Value, lost_slot: ir.Value) -> None:
+    def add_compensated(self, part: ir.Value, total_slot: ir.Value, lost_slot: ir.Value) -> None:
         """Add to a sum, and what rounding has lost to another, as `tapejit.sweeps.blocks.add_compensated` has it."""
         b = self.b
         total, lost = b.load(total_slot, typ=self.number), b.load(lost_slot, typ=self.number)
@@ -163,6 +253,10 @@ class Forward(Emitter):
         large, small = b.select(is_larger, total, part), b.select(is_larger, part, total)
         b.store(b.fadd(lost, b.fadd(b.fsub(large, grown), small)), lost_slot)
         b.store(grown, total_slot)
+
+    def results(self, home: Loop, inner: Loop) -> list[Result]:
+        """What `inner` hands on in an iteration of `home`."""
+        return [result for result in self.plan.found.results if result.home is home and inner.contains(result.site)]
 
     def guard(self, site: Site, value: ir.Value) -> None:
         if site.guard in (EXPECTS_FALSE, EXPECTS_TRUE):

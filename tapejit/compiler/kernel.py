@@ -27,6 +27,7 @@ from tapejit.compiler.operands import classify, cut, fuse
 from tapejit.compiler.plan import Plan
 from tapejit.compiler.prune import prune
 from tapejit.compiler.roll import TooLargeError, roll
+from tapejit.compiler.team import RUN, Team, register_team
 from tapejit.errors import CompileError, TapeFullError, from_signal_handler
 from tapejit.expansion import expand
 from tapejit.layout import MATMUL
@@ -64,22 +65,25 @@ class Kernel:
         That compiling took.
     nbytes : int
         Working memory of a value and gradient.
+    n_shared : int
+        Loops that threads may share.
     """
 
     def __init__(self, why_interpreted: str, seconds: float) -> None:
         self.why_interpreted, self.seconds = why_interpreted, seconds
         self.nest = ""
-        self.nbytes = 0
+        self.nbytes = self.n_shared = 0
         self.n_lanes = 1
         self.linked: Linked | None = None
 
-    def _load(self, plan: Plan, linked: Linked) -> None:
+    def _load(self, plan: Plan, linked: Linked, n_threads: int) -> None:
         program = plan.program
         self.linked = linked
         self.size, self.adjoint_size, self.n_active = plan.size, plan.adjoint_size, plan.n_active
         self.n_inputs, self.n_parameters = program.n_inputs, program.n_parameters
         self.parameters_at, self.constants_at = plan.parameters_at, plan.constants_at
-        self.constants = program.constants.copy()
+        self.constants = np.append(program.constants, np.zeros(int(plan.threaded)))  # and where the team goes
+        self.n_threads, self._team_at = (n_threads if plan.threaded else 1), plan.team_at
         self.inputs_apart = plan.inputs_apart
         self.outputs_at = plan.outputs_at
         self._place: Any = _place(plan.outputs_at)
@@ -90,6 +94,7 @@ class Kernel:
         self._free: list[_Work] = []
         self._most = 2 * (os.cpu_count() or 1)
         self.nest = _described(plan)
+        self.n_shared = len(plan.shared)
         self.nbytes = 8 * (plan.size + plan.adjoint_size) * self.n_lanes + self.tables.nbytes
 
     def take(self) -> _Work:
@@ -125,8 +130,12 @@ class Kernel:
         adjoints : (n_inputs,) or (k, n_inputs) ndarray, or None
         """
         work = self.take()
+        team = Team.take(self.n_threads) if self.n_threads > 1 else None
         try:
             memory = work.memory
+            if team is not None:
+                work.team[0] = team.address
+                team.wake()
             if self.inputs_apart:
                 x = np.ascontiguousarray(x, np.float64)
                 inputs_at = x.__array_interface__["data"][0]
@@ -154,6 +163,9 @@ class Kernel:
                     row[:] = pulled
             return None if bars is None else (outputs, bars)
         finally:
+            if team is not None:
+                work.team[0] = 0
+                team.give()
             self.give(work)
 
     def _pulled_back(self, work: _Work, inputs_at: int | None, seeds: Any) -> np.ndarray | None:
@@ -188,7 +200,7 @@ class Kernel:
 class _Work:
     """The arrays of one call."""
 
-    __slots__ = ("adjoint", "adjoint_at", "bars", "holds", "inputs", "memory", "memory_at", "parameters")
+    __slots__ = ("adjoint", "adjoint_at", "bars", "holds", "inputs", "memory", "memory_at", "parameters", "team")
 
     def __init__(self, owner: Kernel) -> None:
         self.memory = fresh(owner.size + _PADDING, np.dtype(np.float64))
@@ -196,6 +208,7 @@ class _Work:
         self.inputs = self.memory[: owner.n_inputs]
         self.parameters = self.memory[owner.parameters_at : owner.parameters_at + owner.n_parameters]
         self.memory[owner.constants_at : owner.constants_at + owner.constants.size] = owner.constants
+        self.team = self.memory[owner._team_at : owner._team_at + 1].view(np.int64)
         self.holds: object = None
         self.adjoint: np.ndarray | None = None
 
@@ -256,6 +269,7 @@ def compile_tape(
     fast: bool = False,
     max_compile_seconds: float = MAX_COMPILE_SECONDS,
     n_lanes: int = 1,
+    n_threads: int = 1,
 ) -> Kernel:
     """Compile a tape with its `output_slots`.
 
@@ -269,6 +283,8 @@ def compile_tape(
         Give up where compiling would take longer, as far as that is known before.
     n_lanes : int
         How many independent inputs a run works on (see `tapejit.compiler.lanes`).
+    n_threads : int
+        How many threads share loops that carry nothing but sums. The results do not depend on it.
 
     Returns
     -------
@@ -277,7 +293,7 @@ def compile_tape(
     """
     started = time.perf_counter()
     try:
-        return _compiled(tape, started, fast, max_compile_seconds, n_lanes)
+        return _compiled(tape, started, fast, max_compile_seconds, n_lanes, n_threads)
     except Exception as error:  # an error of the compiler's own: interpreting gives the same results
         if from_signal_handler(error):
             raise
@@ -290,7 +306,9 @@ def compile_tape(
         return Kernel(f"the compiler failed ({what})", time.perf_counter() - started)
 
 
-def _compiled(tape: FlatTape, started: float, fast: bool, max_compile_seconds: float, n_lanes: int) -> Kernel:
+def _compiled(
+    tape: FlatTape, started: float, fast: bool, max_compile_seconds: float, n_lanes: int, n_threads: int
+) -> Kernel:
     """All stages, one after the other; see `compile_tape`."""
 
     def given_up(why: str) -> Kernel:
@@ -313,7 +331,7 @@ def _compiled(tape: FlatTape, started: float, fast: bool, max_compile_seconds: f
             break
         found = classify(root, program)
     try:
-        plan = Plan(found)
+        plan = Plan(found, in_chunks=n_lanes == 1, threaded=n_threads > 1)
         text, externals = emit(plan, n_lanes)
     except OverflowError as error:
         return given_up(str(error))
@@ -325,19 +343,23 @@ def _compiled(tape: FlatTape, started: float, fast: bool, max_compile_seconds: f
             f"LLVM would need about {seconds:.0f} s for {n_instructions} instructions; max_compile_seconds is {max_compile_seconds:g}"
         )
     register(externals)
+    symbols = [f"tapejit_{name}" for name in sorted(externals)]
+    if plan.threaded:
+        register_team()
+        symbols.append(RUN)
     try:
         linked = link(
             text,
             fast=fast,
             vectorise=vectorise,
             pack=plan.has_packs and n_lanes == 1,
-            externals=[f"tapejit_{name}" for name in sorted(externals)],
+            externals=symbols,
         )
     except CompileError as error:
         return given_up(str(error))
     made = Kernel("", 0.0)
     made.n_lanes = n_lanes
-    made._load(plan, linked)
+    made._load(plan, linked, n_threads)
     made.seconds = time.perf_counter() - started
     return made
 
@@ -384,6 +406,7 @@ def _describe(plan: Plan, loop: Loop, lines: list[str], depth: int) -> None:
         facts = [_counted(len(own), "slot")]
         facts += [f"{n_carried} carried"] if n_carried else []
         facts += [f"{n_stored} stored"] if n_stored else []
+        facts += [f"{plan.shared[loop].n_chunks} chunks"] if loop in plan.shared else []
         lines.append(f"{'  ' * depth}loop, {_trips(loop)}: {', '.join(facts)}")
     elif own:
         lines.append(f"  {_counted(len(own), 'slot')} outside of loops")

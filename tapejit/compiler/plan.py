@@ -20,10 +20,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from tapejit import ops
+from tapejit import layout, ops
 from tapejit.compiler.nest import Loop, Site
 from tapejit.compiler.operands import Carried, Memory, Operand, Result, Scope, classify
 from tapejit.compiler.prune import EXPECTS_FALSE, EXPECTS_TRUE, OUTPUT
+from tapejit.compiler.sharing import Sharing, find_copies, identity, is_whole_sum, shared
 from tapejit.expressions import Tree, names, parse
 from tapejit.ops import ADD, SELECT, SUB
 from tapejit.sweeps.kernel import kernel
@@ -151,13 +152,19 @@ class Split:
 
 @dataclass
 class Plan:
-    """Everything that `emit` must know of a nest."""
+    """Everything that `emit` must know of a nest.
+
+    Loops in chunks are for kernels of one input (`in_chunks`); chunks by several threads must have room for addends (`threaded`).
+    """
 
     found: classify
+    in_chunks: bool = True
+    threaded: bool = False
     active: set[Site] = field(default_factory=set)
     recomputed: set[Site] = field(default_factory=set)
     stored: dict[Site, Place] = field(default_factory=dict)
     kept: dict[Carried | Result, Place] = field(default_factory=dict)
+    addends: dict[Site | Result, Place] = field(default_factory=dict)
     trips: dict[Loop, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -171,6 +178,10 @@ class Plan:
         self._find_active()
         self._find_needed()
         self.parallel = {loop: split for loop in self.root.loops() if (split := self._split(loop)) is not None}
+        self.shared: dict[Loop, Sharing] = {}
+        if self.in_chunks:
+            self.shared = {loop: found for loop in self.root.loops() if (found := shared(self, loop)) is not None}
+        self.threaded = self.threaded and bool(self.shared)
         self._lay_out()
         self._find_addresses()
 
@@ -229,6 +240,10 @@ class Plan:
             return True
         return any(site in influenced for site in self.behind(operand))
 
+    def is_input(self, memory: Memory) -> bool:
+        """Whether a load is of inputs that stay where the caller has them."""
+        return self.inputs_apart and memory in self.of_inputs
+
     def is_active(self, operand: Operand) -> bool:
         """Whether adjoints are handed on to an operand."""
         return self._is_influenced(operand, self.active)
@@ -246,20 +261,20 @@ class Plan:
                 waiting += [operand for name, operand in zip("xy", site.operands, strict=False) if name in read]
                 if "v" in read:
                     waiting.append(Scope(site))
-        self._needed: set[Carried | Result] = set()
-        self._stores: set[Site] = {site for site in self.found.sites if site.code == OUTPUT}
+        self.needed: set[Carried | Result] = set()
+        self.stores: set[Site] = {site for site in self.found.sites if site.code == OUTPUT}
         for memory in self.found.memory:
-            self._stores.update(self._producers[memory][1])
+            self.stores.update(self._producers[memory][1])
         while waiting:
             match waiting.pop():
                 case Scope(site=site) if site not in self.recomputed:
                     self.recomputed.add(site)
-                    if site in self._stores or ops.op_coded(site.code).name not in _CHEAP:
-                        self._stores.add(site)
+                    if site in self.stores or ops.op_coded(site.code).name not in _CHEAP:
+                        self.stores.add(site)
                     else:
                         waiting += site.operands
                 case (Carried() | Result()) as operand:
-                    self._needed.add(operand)
+                    self.needed.add(operand)
 
     # Parallel loops.
 
@@ -304,7 +319,7 @@ class Plan:
             return bool(abs(v - u) != 1)
         site_of, iteration_of = self.found.site_of, self.found.iteration_of
         producer = self.found.sites[site_of[u]].loop
-        if sum(isinstance(node, Site) and node in self._stores for node in producer.body) > CONTIGUOUS:
+        if sum(isinstance(node, Site) and node in self.stores for node in producer.body) > CONTIGUOUS:
             return True
         return bool(site_of[u] != site_of[v] or abs(int(iteration_of[v]) - int(iteration_of[u])) != 1)
 
@@ -315,7 +330,7 @@ class Plan:
 
     def _chain(self, carried: Carried, serial: list[Site]) -> list[Site] | None:
         """The additions to a carried sum in one iteration, None if it is not just a sum that nothing else reads."""
-        if carried in self._needed or any(site in self._stores or site in self.recomputed for site in serial):
+        if carried in self.needed or any(site in self.stores or site in self.recomputed for site in serial):
             return None
         chain: list[Site] = []
         link: Operand | Site = carried
@@ -359,10 +374,10 @@ class Plan:
         self.n_active = program.n_inputs
         groups: dict[tuple[bool, Loop], list] = {}
         for site in self.found.sites:
-            if site in self._stores:
+            if site in self.stores:
                 groups.setdefault((site in self.active, site.loop), []).append(site)  # type: ignore[arg-type]
         for operand in [*self.found.carried, *self.found.results]:
-            if operand in self._needed:
+            if operand in self.needed:
                 groups.setdefault((False, operand.home), []).append(operand)
         end = program.n_inputs
         for (is_active, loop), items in groups.items():
@@ -372,10 +387,13 @@ class Plan:
         self.leaf_shift = end - program.n_inputs
         self.parameters_at = end
         self.constants_at = end + program.n_parameters
-        end = self.constants_at + program.n_constants
+        self.team_at = self.constants_at + program.n_constants  # the address of the threads that help
+        end = self.team_at + self.threaded
         for (is_active, loop), items in groups.items():
             if not is_active:
                 end = self._place(items, loop, end)
+        if self.threaded:
+            end = self._place_addends(end)
         self.size = end
         outputs = [site for site in self.found.sites if site.code == OUTPUT]
         self.outputs_at = np.empty(program.n_outputs, np.int64)
@@ -393,11 +411,33 @@ class Plan:
             (self.stored if isinstance(item, Site) else self.kept)[item] = place
         return start + n * len(items)
 
+    def _place_addends(self, end: int) -> int:
+        """Places for what is added when the chunks of a loop are done; for the sum of a block, the sums of its tiles."""
+        for loop, sharing in self.shared.items():
+            whole = self.whole_sums(loop)
+            for site in whole:
+                self.addends[site] = Place(end, 1)
+                end += -(-loop.n_iterations // layout.TILE)
+            in_tiles = {identity(site.operands[1]) for site in whole}
+            for addend in sharing.addends:
+                if addend not in in_tiles:
+                    home = addend.home if isinstance(addend, Result) else addend.loop
+                    assert home is not None
+                    self.addends[addend] = Place(end, 1)
+                    end += home.n_iterations
+        return end
+
+    def whole_sums(self, loop: Loop) -> list[Site]:
+        """The additions of a parallel loop that are the sum of a block each."""
+        split = self.parallel.get(loop)
+        return [chain[0] for carried, chain in split.chains if is_whole_sum(carried, chain)] if split else []
+
     def _find_addresses(self) -> None:
         found = self.found
         n_inputs = self.program.n_inputs
         # How many places adjoints are written to.
         self.adjoint_size = max(self.n_active, int(self.outputs_at.max(initial=-1)) + 1)
+        addresses: dict[Memory, np.ndarray] = {}
         base, stride = np.zeros(len(found.sites), np.int64), np.zeros(len(found.sites), np.int64)
         for site, place in self.stored.items():
             base[site.number], stride[site.number] = place.base, place.stride
@@ -421,9 +461,38 @@ class Plan:
             elif (address < n_inputs).any():
                 self.inputs_apart = False
             self._bases[memory] = address[memory.home.first[:-1]]
+            if self.shared:
+                addresses[memory] = address
         for loop in self.root.loops():
             if not loop.constant_trips:
                 self.trips[loop] = self._table(loop.first)
+        self.shared = {
+            loop: sharing for loop, sharing in self.shared.items() if find_copies(self, loop, sharing, addresses)
+        }
+        self.edges = {loop: self._table(sharing.edges) for loop, sharing in self.shared.items()}
+        self.copies_at: dict[Loop, list[int]] = {}
+        self.sums_at: dict[Loop, int] = {}
+        for loop, sharing in self.shared.items():
+            self.copies_at[loop] = []
+            for _, low, high in sharing.copied:
+                self.copies_at[loop].append(self.adjoint_size)
+                self.adjoint_size += sharing.n_chunks * (high + 1 - low)
+            self.sums_at[loop] = self.adjoint_size
+            self.adjoint_size += sharing.n_chunks * self._most_sums(loop)
+
+    def _most_sums(self, loop: Loop) -> int:
+        """How many numbers from outside may take adjoints in a loop."""
+        found: set[object] = set()
+
+        def visit(operand: Operand) -> None:
+            found.add(identity(operand))
+            if isinstance(operand, Carried):
+                visit(operand.start)
+
+        for site in loop.sites():
+            for operand in site.operands:
+                visit(operand)
+        return len(found)
 
     def _fitted(self, address: np.ndarray, home: Loop) -> Address:
         everywhere, within, stride = _affine(address, home.first)
@@ -475,11 +544,6 @@ class Plan:
         if joined.size and joined.max() > np.iinfo(np.int32).max:
             raise OverflowError("addresses beyond 2**31")
         return joined.astype(np.int32)
-
-
-def identity(operand: Operand) -> Operand | Site:
-    """What an operand is known by: a site of the same iteration by itself."""
-    return operand.site if isinstance(operand, Scope) else operand
 
 
 def _is_carried(operand: Operand, loop: Loop) -> bool:

@@ -5,6 +5,7 @@ Contributions of one iteration to the adjoint of one value are added up first, t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import llvmlite.ir as ir
@@ -13,8 +14,9 @@ from tapejit.compiler.emitter import LANES, number
 from tapejit.compiler.functions import Functions
 from tapejit.compiler.nest import Loop, Node, Site
 from tapejit.compiler.operands import Carried, Constant, Memory, Operand, Result, Scope
-from tapejit.compiler.plan import Plan, partials_of
+from tapejit.compiler.plan import Address, Plan, partials_of
 from tapejit.compiler.prune import OUTPUT
+from tapejit.compiler.sharing import Sharing
 from tapejit.compiler.tiles import Passing, Tiles
 from tapejit.expressions import names
 from tapejit.ops import CHAIN, DIV, POSITIVE, SELECT
@@ -29,9 +31,12 @@ class Reverse(Tiles):
 
     def __init__(self, plan: Plan, module: ir.Module, functions: Functions) -> None:
         super().__init__(plan, module, functions)
-        self.input_adjoints, self.adjoints = self.function.args[2:4]
+        self.copies = {}
         self.bars: list[dict[Any, ir.Value]] = [{}]
         self.outside = self._outside()
+
+    def use(self, arguments: Sequence[ir.Value]) -> None:
+        self.inputs, self.memory, self.input_adjoints, self.adjoints, self.tables = arguments
 
     def _outside(self) -> dict[Loop, list[Any]]:
         """For each loop what comes from outside and takes adjoints in it."""
@@ -53,7 +58,8 @@ class Reverse(Tiles):
         for carried in self.plan.found.carried:
             if self.plan.is_active(carried):
                 visit(carried.start, carried.home)
-        return {loop: list(found) for loop, found in outside.items()}
+        # By their places, so that those of one vector are next to each other wherever they are written.
+        return {loop: sorted(found, key=_base) for loop, found in outside.items()}
 
     def body(self, loop: Loop) -> None:
         self._recompute(loop)
@@ -91,7 +97,7 @@ class Reverse(Tiles):
         self.bar[key] = contribution if known is None else self.b.fadd(known, contribution)
 
     def _add(self, memory: Memory, contribution: ir.Value) -> None:
-        pointer = self.pointer(self.address(memory), self.adjoints_of(memory))
+        pointer = self.adjoint_of(memory)
         self.b.store(self.b.fadd(self.b.load(pointer, typ=self.number), contribution), pointer)
 
     def _pull_back(self, site: Site) -> None:
@@ -164,6 +170,18 @@ class Reverse(Tiles):
         for operand in carried:
             if plan.is_active(operand.start):
                 passing.starts[operand] = self.slot()
+        if loop in self.shared:
+            self._in_chunks(loop, self.shared[loop], passing)
+        else:
+            self._run(loop, passing)
+        for key, slot in passing.sums.items():
+            self.bar[key] = b.load(slot, typ=self.number)
+        for operand, slot in passing.starts.items():
+            self._accumulate(operand.start, b.load(slot, typ=self.number))
+
+    def _run(self, loop: Loop, passing: Passing) -> None:
+        """The iterations of a loop, or of the chunk of it that `chunk` has."""
+        b = self.b
         split = self.parallel.get(loop)
         shortest = max(LANES, SMALLEST_TILE // len(loop.body))
         if split is None or loop.trips.max() < shortest:
@@ -180,10 +198,75 @@ class Reverse(Tiles):
                 with long:
                     self._tiled(loop, split, passing)
                 self.values = known
-        for key, slot in passing.sums.items():
-            self.bar[key] = b.load(slot, typ=self.number)
+
+    def _in_chunks(self, loop: Loop, sharing: Sharing, passing: Passing) -> None:
+        """A shared loop: each chunk with sums of its own, and copies of the adjoints that others add to as well."""
+        b, plan = self.b, self.plan
+        g = {site: b.load(slot, typ=self.number) for site, slot in passing.last.items()}
         for operand, slot in passing.starts.items():
-            self._accumulate(operand.start, b.load(slot, typ=self.number))
+            b.store(g.get(operand.source, self.zero), slot)  # a sum hands its adjoint on as it is
+        n = sharing.n_chunks
+        turns = [(0, n)] if not sharing.in_turns else [(0, (n + 1) // 2), ((n + 1) // 2, n // 2)]
+        context = self.context(loop, list(g.values()))
+        with self.outlined("chunk", loop, context) as chunk:
+            self.bars.append({})
+            own = self._chunk(loop, sharing, chunk.k, passing, dict(zip(g, chunk.numbers, strict=True)))
+            at = part_at(self.b, plan.sums_at[loop], chunk.k, len(own.sums))
+            for j, slot in enumerate(own.sums.values()):
+                self.store(self.b.load(slot, typ=self.number), self.b.add(at, number(j)), self.adjoints)
+            self.bars.pop()
+        for first, count in turns:
+            self.run_chunks(context, chunk, None, first, count)
+        if passing.sums:
+            with self.counting(number(0), number(n)) as k:
+                at = part_at(b, plan.sums_at[loop], k, len(passing.sums))
+                for j, slot in enumerate(passing.sums.values()):
+                    self._add_to(slot, self.load(b.add(at, number(j)), self.adjoints))
+        for (memories, low, high), at in zip(sharing.copied, plan.copies_at[loop], strict=True):
+            self._add_copies(memories, low, high, at, n)
+
+    def _chunk(self, loop: Loop, sharing: Sharing, k: ir.Value, passing: Passing, g: dict[Site, ir.Value]) -> Passing:
+        """One chunk of a shared loop, where `g` are the adjoints of the sums; gives its own sums."""
+        b, plan = self.b, self.plan
+        own = Passing(passing.carried)
+        for site, adjoint in g.items():
+            own.last[site] = self.slot()
+            b.store(adjoint, own.last[site])
+        for key in passing.sums:
+            own.sums[key] = self.slot()
+            b.store(self.zero, own.sums[key])
+        for (memories, low, high), at in zip(sharing.copied, plan.copies_at[loop], strict=True):
+            size = high + 1 - low
+            start = part_at(b, at, k, size)
+            with self.in_parallel(number(0), number(size)) as i:
+                self.store(self.zero, b.add(start, i), self.adjoints)
+            for memory in memories:
+                self.copies[memory] = b.sub(start, number(low))
+        if sharing.in_turns:
+            middle = number((sharing.n_chunks + 1) // 2)
+            is_late = b.icmp_signed(">=", k, middle)
+            late = b.add(b.shl(b.sub(k, middle), number(1)), number(1))
+            k = b.select(is_late, late, b.shl(k, number(1)))
+        backwards = b.sub(number(sharing.n_chunks - 1), k)
+        self.chunk[loop] = self.chunk_bounds(loop, backwards)
+        self._run(loop, own)
+        del self.chunk[loop]
+        self.copies.clear()
+        return own
+
+    def _add_to(self, slot: ir.Value, contribution: ir.Value) -> None:
+        self.b.store(self.b.fadd(self.b.load(slot, typ=self.number), contribution), slot)
+
+    def _add_copies(self, memories: list[Memory], low: int, high: int, at: int, n_chunks: int) -> None:
+        """Add the copies of all chunks, in their order, to the adjoints."""
+        b = self.b
+        array = self.adjoints_of(memories[0])
+        with self.counting(number(0), number(n_chunks)) as k:
+            start = part_at(b, at, k, high + 1 - low)
+            with self.in_parallel(number(0), number(high + 1 - low)) as i:
+                part = self.load(b.add(start, i), self.adjoints)
+                place = b.add(i, number(low))
+                self.store(b.fadd(self.load(place, array), part), place, array)
 
     def _one_by_one(self, loop: Loop, passing: Passing) -> None:
         """One iteration after the other."""
@@ -206,6 +289,15 @@ class Reverse(Tiles):
             for key, slot in passing.sums.items():
                 b.store(self.bar.pop(key), slot)
             self.bars.pop()
+
+
+def _base(key: Any) -> int:
+    return key.address.base if isinstance(key, Memory) and isinstance(key.address, Address) else -1
+
+
+def part_at(b: ir.IRBuilder, first: int, k: ir.Value, size: int) -> ir.Value:
+    """Where the k-th of several equal parts begins."""
+    return b.add(number(first), b.mul(k, number(size)))
 
 
 def key_of(operand: Operand) -> Any:

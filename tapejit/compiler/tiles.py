@@ -12,10 +12,12 @@ from typing import Any
 
 import llvmlite.ir as ir
 
-from tapejit.compiler.emitter import BOOL, DOUBLE, I32, I64, LANES, POINTER, TILE, VECTOR, Emitter, number
+from tapejit.compiler.chunks import Chunks
+from tapejit.compiler.emitter import BOOL, DOUBLE, I32, I64, LANES, POINTER, TILE, VECTOR, number
 from tapejit.compiler.nest import Loop, Site
 from tapejit.compiler.operands import Carried, Memory, Operand
-from tapejit.compiler.plan import Address, Split, identity
+from tapejit.compiler.plan import Address, Split
+from tapejit.compiler.sharing import identity
 from tapejit.ops import SUB
 
 __all__ = ["Passing", "Tiles"]
@@ -45,12 +47,13 @@ class Passing:
     starts: dict[Carried, ir.Value] = field(default_factory=dict)
 
 
-class Tiles(Emitter):
+class Tiles(Chunks):
     """The part of the reverse kernel that works parallel loops off; `Reverse` has the rest."""
 
     bars: list[dict[Any, ir.Value]]
     adjoints: ir.Value
     input_adjoints: ir.Value
+    copies: dict[Memory, ir.Value]
 
     @property
     def bar(self) -> dict[Any, ir.Value]:
@@ -60,6 +63,12 @@ class Tiles(Emitter):
     def adjoints_of(self, memory: Memory) -> ir.Value:
         """The array that the adjoint of a load is added to."""
         return self.input_adjoints if self.is_input(memory) else self.adjoints
+
+    def adjoint_of(self, memory: Memory) -> ir.Value:
+        """Where the adjoint of a load is added to in this iteration: a pointer."""
+        if memory in self.copies:
+            return self.pointer(self.b.add(self.address(memory), self.copies[memory]), self.adjoints)
+        return self.pointer(self.address(memory), self.adjoints_of(memory))
 
     def _accumulate(self, operand: Operand, contribution: ir.Value) -> None:
         raise NotImplementedError
@@ -239,8 +248,10 @@ class Tiles(Emitter):
         """Add contributions to adjoints in memory: loads that walk side by side together, so that each place is added to once."""
         b = self.b
         grouped: set[Memory] = set()
-        apart = [[m for m in buffers if self.is_input(m) is of_inputs] for of_inputs in (True, False)]
-        for group in [*self.plan.shifts(loop, apart[0]), *self.plan.shifts(loop, apart[1])]:
+        arrays: dict[Any, list[Memory]] = {}
+        for memory in buffers:
+            arrays.setdefault((self.is_input(memory), self.copies.get(memory)), []).append(memory)
+        for group in [group for memories in arrays.values() for group in self.plan.shifts(loop, memories)]:
             grouped.update(memory for memory, _ in group)
             differs = ir.Constant(BOOL, 0)
             for memory, shift in group[1:]:
@@ -275,7 +286,7 @@ class Tiles(Emitter):
         apart = address.stride != 0 and (address.per_entry or address.table < 0)
         with (self.in_parallel if apart else self.counting)(start, stop) as t:
             self.t[loop] = t
-            pointer = self.pointer(self.address(memory), self.adjoints_of(memory))
+            pointer = self.adjoint_of(memory)
             part = self.marked(self.b.load(self.buffered(buffer, start, t), typ=self.number))
             so_far = self.marked(self.b.load(pointer, typ=self.number))
             self.marked(self.b.store(self.b.fadd(so_far, part), pointer))
@@ -293,7 +304,7 @@ class Tiles(Emitter):
         low, high = min(shift for _, shift in group), max(shift for _, shift in group)
         with self.in_parallel(b.add(start, number(low)), b.add(stop, number(high))) as t:
             self.t[loop] = t
-            pointer = self.pointer(self.address(leader), self.adjoints_of(leader))
+            pointer = self.adjoint_of(leader)
             total = self.marked(b.load(pointer, typ=self.number))
             for memory, shift in reversed(group):
                 at = self.buffered(buffers[memory], start, b.sub(t, number(shift)))

@@ -400,7 +400,7 @@ class Tape(FlatTape):
 
         return expand(self, Tape())
 
-    def compile(self, fast: bool = False, max_compile_seconds: float = 20.0) -> CompiledTape:
+    def compile(self, fast: bool = False, max_compile_seconds: float = 20.0, threads: int = 1) -> CompiledTape:
         """This tape compiled, as a function of flat inputs; needs `output_slots`. Options as for `tapejit.compile`.
 
         Examples
@@ -415,7 +415,7 @@ class Tape(FlatTape):
         """
         from tapejit.compiled import CompiledTape
 
-        return CompiledTape(self, fast, max_compile_seconds)
+        return CompiledTape(self, fast, max_compile_seconds, threads)
 
     # Replays.
 

@@ -192,13 +192,19 @@ def find_copies(plan: Plan, loop: Loop, sharing: Sharing, addresses: dict[Memory
             highs = np.array([reach[memory][1] for memory in direct])
             if direct and not _meets_neighbours(lows.min(axis=0), highs.max(axis=0)):
                 direct = []
-            sharing.in_turns |= bool(direct)
             copied = [memory for memory in memories if memory not in direct]
             if copied:
                 low = int(min(reach[memory][0].min() for memory in copied))
                 high = int(max(reach[memory][1].max() for memory in copied))
+                for memory in list(direct):  # copied as well where that costs little: it saves the turns
+                    wider = min(low, int(reach[memory][0].min())), max(high, int(reach[memory][1].max()))
+                    if 2 * (wider[1] + 1 - wider[0]) <= 3 * (high + 1 - low):
+                        (low, high) = wider
+                        direct.remove(memory)
+                        copied.append(memory)
                 sharing.copied.append((copied, low, high))
                 n_copied += (high + 1 - low) * sharing.n_chunks
+            sharing.in_turns |= bool(direct)
         if sharing.n_chunks >= FEWEST_CHUNKS and n_copied <= COPIED * n_instructions:
             return True
         n_chunks //= 2

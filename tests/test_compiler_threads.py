@@ -409,6 +409,16 @@ def test_a_kernel_does_not_wait_for_helpers_that_sleep(rng, monkeypatch):
         check_threads(neighbours, x)
 
 
+def test_a_kernel_does_without_helpers_that_cannot_be_started(rng, monkeypatch):
+    def no_more(self):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(Team, "_idle", {})
+    monkeypatch.setattr(threading.Thread, "start", no_more)
+    with thresholds(ALL):
+        check_threads(neighbours, rng.uniform(-1.0, 1.0, 60))
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_a_forked_process_has_teams_of_its_own(rng):

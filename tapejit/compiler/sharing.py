@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["Sharing", "identity", "is_whole_sum", "shared"]
 
 SMALLEST_SHARED = 50_000  # instructions of a loop that is worth the handing over
-MOST_CHUNKS, FEWEST_CHUNKS = 16, 4
+MOST_CHUNKS, FEWEST_CHUNKS = 16, 4  # 63 would be the most: each has a bit of a word in `team`, and one is left
 COPIED = 0.25  # entries of all copies of adjoints, per instruction of the loop
 
 

@@ -1124,7 +1124,7 @@ def compile(
         Let products and sums be contracted: values differ from the interpreter's in the last bits.
     threads : int
         They share loops of more than about 50,000 operations that carry nothing but sums, and the rows of `Compiled.batch`. The results
-        do not depend on their number.
+        do not depend on their number, unless `fast` lets them.
     max_compile_seconds : float
         Where compiling a variant would take longer, it is interpreted.
     **kwargs

@@ -151,7 +151,28 @@ def several_of(x):
     return second
 
 
-SHARED = [nested_sums, carried_inside, neighbours, gathered, shared_numbers, two_sums, written_then_read, several_of]
+def recurrence_inside(x):
+    """What a recurrence of an inner loop in tiles goes through is added to the sum of the loop around."""
+    total = x[0]
+    for i in range(12):
+        y = x[i] * 0.5
+        for j in range(50):
+            y = y * 0.9 + np.exp(x[j] * 0.1) * np.sin(x[j])
+            total = total + y
+    return total
+
+
+SHARED = [
+    nested_sums,
+    carried_inside,
+    neighbours,
+    gathered,
+    shared_numbers,
+    two_sums,
+    written_then_read,
+    several_of,
+    recurrence_inside,
+]
 
 
 @pytest.mark.parametrize("f", SHARED, ids=lambda f: f.__name__)
@@ -170,6 +191,38 @@ def test_sums_of_tiles(rng):
 
     with thresholds(ALL):
         check_threads(f, rng.uniform(-1.0, 1.0, n))
+
+
+def test_one_addend_in_a_sum_of_tiles_and_in_another_one(rng):
+    def f(x):
+        y = np.tanh(x) * x
+        total = x[0]
+        for i in range(x.size):
+            total = total + y[i]
+        return total * np.sum(y)
+
+    with thresholds(ALL):
+        check_threads(f, rng.uniform(-1.0, 1.0, 20 * layout.TILE + 17))
+
+
+def test_the_sum_of_one_number_over_and_over(rng):
+    def f(x):
+        return np.sum(np.broadcast_to(x[0] * x[1], (20 * layout.TILE + 17,)))
+
+    with thresholds(ALL):
+        check_threads(f, rng.uniform(-1.0, 1.0, 2))
+
+
+def swapped_sums(x):
+    """Two sums that change places at the end of each iteration."""
+    a, b = x[0], x[1]
+    for i in range(41):
+        for j in range(4 + i % 3):
+            a = a + np.sin(x[j]) * x[i]
+        for j in range(4 + i * i % 5):
+            b = b - np.cos(x[j]) * x[i]
+        a, b = b + np.exp(x[i]), a - np.tanh(x[i])
+    return a * 2.0 + b * b
 
 
 def recurrence(x):
@@ -205,7 +258,7 @@ def maximum(x):
     return largest
 
 
-@pytest.mark.parametrize("f", [recurrence, read_before, partial_sums, maximum], ids=lambda f: f.__name__)
+@pytest.mark.parametrize("f", [recurrence, read_before, partial_sums, maximum, swapped_sums], ids=lambda f: f.__name__)
 def test_loops_that_are_not_shared(f, rng):
     with thresholds(ALL):
         check_threads(f, rng.uniform(-1.0, 1.0, 60), is_shared=False)
@@ -354,6 +407,16 @@ def test_a_kernel_does_not_wait_for_helpers_that_sleep(rng, monkeypatch):
     x = rng.uniform(-1.0, 1.0, 60)
     with thresholds(ALL):
         check_threads(neighbours, x)
+
+
+def test_a_kernel_does_without_helpers_that_cannot_be_started(rng, monkeypatch):
+    def no_more(self):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(Team, "_idle", {})
+    monkeypatch.setattr(threading.Thread, "start", no_more)
+    with thresholds(ALL):
+        check_threads(neighbours, rng.uniform(-1.0, 1.0, 60))
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")

@@ -159,6 +159,16 @@ class Forward(Chunks):
             slots[carried] = self.slot()
             b.store(self.read(carried.start), slots[carried])
         buffers = {site: self.buffer() for site in split.parallel if site in added}
+        whole = [(carried, chain[0]) for carried, chain in chains if carried in lost]
+        repeated = {
+            site.operands[1].site: self.buffer()
+            for site in [*later, *(site for _, site in whole)]
+            if site.operands[1].site not in buffers
+        }  # one number from outside of the loop, over and over
+        for site, buffer in repeated.items():
+            with self.counting(number(0), number(TILE)) as i:
+                b.store(self.values[site], self.pointer(i, buffer))
+        addends = {**buffers, **repeated}
         with self.tiles(loop) as (start, stop):
             with self.in_parallel(start, stop) as t:
                 self.t[loop] = t
@@ -172,12 +182,11 @@ class Forward(Chunks):
                     self.guard(site, value)
             self.forget(loop)
             for site in later:
-                part = self._tile_sum(buffers[site.operands[1].site], b.sub(stop, start))
+                part = self._tile_sum(addends[site.operands[1].site], b.sub(stop, start))
                 self.store(part, b.add(number(plan.addends[site].base), b.sdiv(start, number(TILE))))
-            whole = [(carried, chain[0]) for carried, chain in chains if carried in lost]
             for carried, site in whole:
-                addends = buffers[site.operands[1].site]
-                self.add_compensated(self._tile_sum(addends, b.sub(stop, start)), slots[carried], lost[carried])
+                part = self._tile_sum(addends[site.operands[1].site], b.sub(stop, start))
+                self.add_compensated(part, slots[carried], lost[carried])
             stepwise = [(carried, chain) for carried, chain in chains if carried not in lost]
             if stepwise or others:
                 computed = {site: self.values[site] for site in buffers}
@@ -215,6 +224,7 @@ class Forward(Chunks):
             value = self.values[site] = self.value(site, check=True)
             if site in self.plan.stored:
                 self.store(value, self.place(self.plan.stored[site], loop))
+            self.keep_addend(site, loop)
             self.guard(site, value)
         for carried in others:
             self.b.store(self.values[carried.source], slots[carried])

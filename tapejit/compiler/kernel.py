@@ -83,7 +83,7 @@ class Kernel:
         self.n_inputs, self.n_parameters = program.n_inputs, program.n_parameters
         self.parameters_at, self.constants_at = plan.parameters_at, plan.constants_at
         self.constants = np.append(program.constants, np.zeros(int(plan.threaded)))  # and where the team goes
-        self.n_threads, self._team_at = (n_threads if plan.threaded else 1), plan.team_at
+        self.n_threads, self._team_at = (n_threads if plan.threaded and plan.shared else 1), plan.team_at
         self.inputs_apart = plan.inputs_apart
         self.outputs_at = plan.outputs_at
         self._place: Any = _place(plan.outputs_at)
@@ -382,11 +382,13 @@ def _n_instructions(text: str) -> int:
             r' call [^@\n]*@"(tapejit\.[^"]+)"\([^\n]*\)$', body, re.MULTILINE
         )  # but those out of line
 
+    chunks = set(re.findall(r'^define [^@\n]*@"([^"]+)"[^\n]* noinline ', text, re.MULTILINE))  # compiled once each
+
     @cache
     def inlined(name: str) -> int:
-        return sizes.get(name, 0) + sum(inlined(callee) for callee in calls.get(name, ()))
+        return sizes.get(name, 0) + sum(inlined(callee) for callee in calls.get(name, ()) if callee not in chunks)
 
-    return sum(inlined(name) for name in sizes if not name.startswith("tapejit."))
+    return sum(inlined(name) for name in sizes if not name.startswith("tapejit.") or name in chunks)
 
 
 # What was found, in words.

@@ -418,9 +418,11 @@ class Plan:
             for site in whole:
                 self.addends[site] = Place(end, 1)
                 end += -(-loop.n_iterations // layout.TILE)
-            in_tiles = {identity(site.operands[1]) for site in whole}
+            one_by_one = {
+                identity(o) for site in sharing.parts.difference(whole) if isinstance(site, Site) for o in site.operands
+            }
             for addend in sharing.addends:
-                if addend not in in_tiles:
+                if addend in one_by_one:
                     home = addend.home if isinstance(addend, Result) else addend.loop
                     assert home is not None
                     self.addends[addend] = Place(end, 1)

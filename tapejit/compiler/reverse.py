@@ -240,8 +240,7 @@ class Reverse(Tiles):
             start = part_at(b, at, k, size)
             with self.in_parallel(number(0), number(size)) as i:
                 self.store(self.zero, b.add(start, i), self.adjoints)
-            for memory in memories:
-                self.copies[memory] = b.sub(start, number(low))
+            self.copies.update(dict.fromkeys(memories, b.sub(start, number(low))))
         if sharing.in_turns:
             middle = number((sharing.n_chunks + 1) // 2)
             is_late = b.icmp_signed(">=", k, middle)

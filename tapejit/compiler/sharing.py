@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["Sharing", "identity", "is_whole_sum", "shared"]
 
 SMALLEST_SHARED = 50_000  # instructions of a loop that is worth the handing over
-MOST_CHUNKS, FEWEST_CHUNKS = 16, 4
+MOST_CHUNKS, FEWEST_CHUNKS = 16, 4  # 63 would be the most: each has a bit of a word in `team`, and one is left
 COPIED = 0.25  # entries of all copies of adjoints, per instruction of the loop
 
 
@@ -149,8 +149,9 @@ def _sums(plan: Plan, loop: Loop) -> tuple[list[Carried], set[object], list[Site
         parts.update(site for site in sites if any(identity(o) in parts for o in site.operands))
         parts.update(r for r in results if r.home is not loop.loop and r.site in parts)
         parts.update(c for c in carried if identity(c.start) in parts or c.source in parts)
-    for c in carried:
-        if c in parts and (c.source not in parts or not (c in totals or identity(c.start) in parts)):
+    carried_parts = [c for c in carried if c in parts]
+    for c in carried_parts:
+        if c.source not in parts or not (c in totals or identity(c.start) in parts):
             return None
     if any(r.home is loop.loop and r.site not in {c.source for c in totals} for r in results):
         return None
@@ -172,7 +173,24 @@ def _sums(plan: Plan, loop: Loop) -> tuple[list[Carried], set[object], list[Site
         if is_inside and other not in addends:
             assert isinstance(other, Site | Result)
             addends.append(other)
+    if not all(_is_own(carried, parts) for carried in carried_parts):
+        return None
     return totals, parts, addends
+
+
+def _is_own(carried: Carried, parts: set[object]) -> bool:
+    """Whether a sum goes on as itself: ``a, b = b + x, a - y`` carries two sums that change places, and so do their adjoints."""
+    at: object = carried.source
+    while at is not carried:
+        if isinstance(at, Site):
+            at = next(o for o in map(identity, at.operands) if o in parts)
+        elif isinstance(at, Result):
+            at = at.site
+        elif isinstance(at, Carried) and carried.home.contains(at.home):
+            at = identity(at.start)
+        else:
+            return False
+    return True
 
 
 def find_copies(plan: Plan, loop: Loop, sharing: Sharing, addresses: dict[Memory, np.ndarray]) -> bool:

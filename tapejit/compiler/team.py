@@ -12,6 +12,7 @@ from __future__ import annotations
 import ctypes
 import os
 import threading
+from contextlib import suppress
 from functools import cache
 
 import llvmlite.binding as llvm
@@ -253,8 +254,11 @@ class Team:
         self._nap = llvm.address_of_symbol("usleep")
         self._beds = [threading.Semaphore(0) for _ in range(n_helpers)]
         self._sleeping = [True] * n_helpers
-        for i in range(n_helpers):
-            threading.Thread(target=self._help, args=(i,), name="tapejit helper", daemon=True).start()
+        with suppress(
+            RuntimeError
+        ):  # if the system has no more threads, or the interpreter ends: then there are fewer helpers
+            for i in range(n_helpers):
+                threading.Thread(target=self._help, args=(i,), name="tapejit helper", daemon=True).start()
 
     def _help(self, i: int) -> None:
         while True:

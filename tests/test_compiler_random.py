@@ -28,7 +28,14 @@ SEEDS = st.integers(0, 10**6)
 # Thresholds so low that small programs become loops, loops in loops, and pieces.
 SMALL = [
     {},
-    {"SMALLEST_TILED": 1, "SMALLEST_TILE": 8, "SMALLEST": 6, "SHORTEST_APART": 4},
+    {
+        "SMALLEST_TILED": 1,
+        "SMALLEST_TILE": 8,
+        "SMALLEST": 6,
+        "SHORTEST_APART": 4,
+        "SMALLEST_WINDOWED": 1,
+        "SHORTEST_ENTRY": 1,
+    },
     {
         "WINDOW": 1,
         "SMALLEST": 2,
@@ -36,6 +43,8 @@ SMALL = [
         "PERIODS": ((2, 8), (64,)),
         "PERIODS_ABOVE": ((2,), (4, 64)),
         "SHORTEST_PIECE": 1,
+        "SMALLEST_WINDOWED": 1,
+        "SHORTEST_ENTRY": 1,
     },
     {
         "WINDOW": 2,
@@ -53,6 +62,8 @@ SMALL = [
         "PERIODS": ((), (4096,)),
         "CONTIGUOUS": 1,
         "SHORTEST_PIECE": 2,
+        "SMALLEST_WINDOWED": 16,
+        "SHORTEST_ENTRY": 2,
     },
 ]
 MODULES = [importlib.import_module(f"tapejit.compiler.{part.name}") for part in pkgutil.iter_modules(compiler.__path__)]

@@ -5,13 +5,17 @@ into an iteration, results of inner loops), and results that cost more to recomp
 backwards, recomputes in each iteration what the partials need, and hands adjoints on in registers; those of values that are read through memory
 are added up there.
 
-Memory is one array of doubles, every value at a place of its own:
+Memory is one array of doubles, adjoints are another:
 
-| inputs | active stored values | parameters | constants | passive stored values, carried values, results |
+| inputs | parameters | constants | carried values, results | stored values |
 |---|---|---|---|---|
 
-The adjoints have an array of their own with the same places. Where every load is either of inputs or of other values (`Plan.inputs_apart`), inputs
-and their adjoints stay where the caller has them, and their places in memory are not used.
+| inputs | what active loads read, though it is passive | active stored values |
+|---|---|---|
+
+What the reverse kernel reads has a place of its own; other stored values, and all adjoints, may stand in windows (see `tapejit.compiler.windows`).
+Where every load is either of inputs or of other values (`Plan.inputs_apart`), inputs and their adjoints stay where the caller has them, and their
+places in memory are not used.
 """
 
 from __future__ import annotations
@@ -23,12 +27,13 @@ import numpy as np
 from tapejit import ops
 from tapejit.compiler.nest import Loop, Site
 from tapejit.compiler.operands import Carried, Memory, Operand, Result, Scope, classify
+from tapejit.compiler.places import CONTIGUOUS, Address, Layout, Tables
 from tapejit.compiler.prune import EXPECTS_FALSE, EXPECTS_TRUE, OUTPUT
+from tapejit.compiler.windows import Run
 from tapejit.expressions import Tree, names, parse
 from tapejit.ops import ADD, SELECT, SUB
-from tapejit.sweeps.kernel import kernel
 
-__all__ = ["WIDEST_SHIFT", "Address", "Place", "Plan", "Split", "identity", "partials_of", "value_of"]
+__all__ = ["WIDEST_SHIFT", "Plan", "Split", "identity", "partials_of", "value_of"]
 
 # Recomputed rather than kept, if their operands are there: a few cycles each.
 _CHEAP = {"positive", "add", "sub", "mul", "div", "neg", "square", "cube", "reciprocal", "sqrt", "length", "abs", "sign", "floor", "ceil", "rint",
@@ -39,29 +44,6 @@ SMALLEST_TILED = 128  # iterations times sites of an entry that is worth tiles; 
 LONGEST_BODY = 500  # sites in the body of one that is
 FEWEST_PACKED = 4  # calls of one function
 WIDEST_SHIFT = 8  # between loads whose adjoints are added up together
-CONTIGUOUS = 8  # stored values of one loop up to which each has an array of its own; above, those of an iteration stand side by side
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a value of iteration t stands: ``base + stride * t``."""
-
-    base: int
-    stride: int
-
-
-@dataclass(frozen=True)
-class Address:
-    """Where a load of iteration t, in entry e, finds its value.
-
-    ``base + stride * t`` if there is no table; ``bases[e] + stride * (t - first[e])`` for a table of entries; ``table[t]`` for one of iterations.
-    `table` is its place among all tables, -1 if there is none.
-    """
-
-    base: int = 0
-    stride: int = 0
-    table: int = -1
-    per_entry: bool = False
 
 
 def value_of(code: int) -> Tree:
@@ -71,55 +53,6 @@ def value_of(code: int) -> Tree:
 
 def partials_of(code: int) -> tuple[Tree, ...]:
     return ops.partial_trees(ops.op_coded(code).name)
-
-
-@kernel
-def _addresses(column, leaf_shift, n_inputs, base, stride, site_of, iteration_of, out):
-    """Where each instruction or leaf of a column stands."""
-    for t in range(column.size):
-        v = column[t]
-        if v < 0:
-            leaf = -v - 1
-            out[t] = leaf if leaf < n_inputs else leaf + leaf_shift
-        else:
-            site = site_of[v]
-            out[t] = base[site] + stride[site] * iteration_of[v]
-
-
-@kernel
-def _affine(address, first):
-    """Whether addresses walk at one stride: over all iterations, within entries; gives (over all, within, stride)."""
-    n = address.size
-    everywhere, within = True, True
-    stride = np.int64(0)
-    known = False
-    e = 1
-    for t in range(1, n):
-        d = address[t] - address[t - 1]
-        starts = e < first.size and first[e] == t
-        if starts:
-            e += 1
-        if not known and not starts:
-            stride, known = d, True
-            for s in range(1, t):  # the entries of one iteration before
-                if address[s] - address[s - 1] != stride:
-                    everywhere = False
-        elif known and d != stride:
-            everywhere = False
-            if not starts:
-                within = False
-                break
-    if not known:
-        everywhere = n < 2
-        if n >= 2:
-            stride = address[1] - address[0]
-            everywhere = True
-            for t in range(2, n):
-                if address[t] - address[t - 1] != stride:
-                    everywhere = False
-            if not everywhere:
-                stride = np.int64(0)
-    return everywhere, within, stride
 
 
 @dataclass(frozen=True)
@@ -156,23 +89,22 @@ class Plan:
     found: classify
     active: set[Site] = field(default_factory=set)
     recomputed: set[Site] = field(default_factory=set)
-    stored: dict[Site, Place] = field(default_factory=dict)
-    kept: dict[Carried | Result, Place] = field(default_factory=dict)
+    stored: dict[Site, Address] = field(default_factory=dict)
+    adjoints: dict[Site, Address] = field(default_factory=dict)  # of active stored sites
+    kept: dict[Carried | Result, Address] = field(default_factory=dict)
     trips: dict[Loop, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.root, self.program = self.found.root, self.found.program
-        self._tables: list[np.ndarray] = []
+        self._tables = Tables()
         self._bases: dict[Memory, np.ndarray] = {}
         self.of_inputs: set[Memory] = set()  # loads of inputs and nothing else
         self.inputs_apart = True  # whether no load is of inputs now and of something else then
-        self._n_table = 0
         self._producers = {memory: self._producers_of(memory) for memory in self.found.memory}
         self._find_active()
         self._find_needed()
         self.parallel = {loop: split for loop in self.root.loops() if (split := self._split(loop)) is not None}
         self._lay_out()
-        self._find_addresses()
 
     # Activity.
 
@@ -247,6 +179,7 @@ class Plan:
                 if "v" in read:
                     waiting.append(Scope(site))
         self._needed: set[Carried | Result] = set()
+        self.read_back: set[Memory] = set()  # by the reverse kernel
         self._stores: set[Site] = {site for site in self.found.sites if site.code == OUTPUT}
         for memory in self.found.memory:
             self._stores.update(self._producers[memory][1])
@@ -260,6 +193,8 @@ class Plan:
                         waiting += site.operands
                 case (Carried() | Result()) as operand:
                     self._needed.add(operand)
+                case Memory() as operand:
+                    self.read_back.add(operand)
 
     # Parallel loops.
 
@@ -355,98 +290,67 @@ class Plan:
     # Memory.
 
     def _lay_out(self) -> None:
-        program = self.program
-        self.n_active = program.n_inputs
-        groups: dict[tuple[bool, Loop], list] = {}
-        for site in self.found.sites:
-            if site in self._stores:
-                groups.setdefault((site in self.active, site.loop), []).append(site)  # type: ignore[arg-type]
-        for operand in [*self.found.carried, *self.found.results]:
+        program, found = self.program, self.found
+        run = Run(found, self.parallel)
+        outputs = {site for site in found.sites if site.code == OUTPUT}
+        self.parameters_at = program.n_inputs
+        self.constants_at = self.parameters_at + program.n_parameters
+        end = n_leaves = self.constants_at + program.n_constants
+        for operand in [*found.carried, *found.results]:
             if operand in self._needed:
-                groups.setdefault((False, operand.home), []).append(operand)
-        end = program.n_inputs
-        for (is_active, loop), items in groups.items():
-            if is_active:
-                end = self._place(items, loop, end)
-        self.n_active = end
-        self.leaf_shift = end - program.n_inputs
-        self.parameters_at = end
-        self.constants_at = end + program.n_parameters
-        end = self.constants_at + program.n_constants
-        for (is_active, loop), items in groups.items():
-            if not is_active:
-                end = self._place(items, loop, end)
-        self.size = end
-        outputs = [site for site in self.found.sites if site.code == OUTPUT]
-        self.outputs_at = np.empty(program.n_outputs, np.int64)
-        for site in outputs:
-            place = self.stored[site]
-            at = site.instructions - (program.size - program.n_outputs)
-            self.outputs_at[at] = place.base + place.stride * np.arange(at.size)
+                self.kept[operand] = Address(end, 1)
+                end += operand.home.n_iterations
 
-    def _place(self, items: list, loop: Loop, start: int) -> int:
-        """Give sites, carried values and results of one loop their places from `start` on; gives the end."""
-        n = loop.n_iterations
-        apart = len(items) <= CONTIGUOUS
-        for k, item in enumerate(items):
-            place = Place(start + k * n, 1) if apart else Place(start + k, len(items))
-            (self.stored if isinstance(item, Site) else self.kept)[item] = place
-        return start + n * len(items)
-
-    def _find_addresses(self) -> None:
-        found = self.found
-        n_inputs = self.program.n_inputs
-        # How many places adjoints are written to.
-        self.adjoint_size = max(self.n_active, int(self.outputs_at.max(initial=-1)) + 1)
-        base, stride = np.zeros(len(found.sites), np.int64), np.zeros(len(found.sites), np.int64)
-        for site, place in self.stored.items():
-            base[site.number], stride[site.number] = place.base, place.stride
+        values = Layout(found, self._tables, end)
+        values.add(self._stores, outputs | self.recomputed)
+        self.stored, self.size = values.fold(found.memory, run, self.read_back)
         for memory in found.memory:
-            address = np.empty(memory.column.size, np.int64)
-            _addresses(
-                memory.column,
-                self.leaf_shift,
-                self.program.n_inputs,
-                base,
-                stride,
-                found.site_of,
-                found.iteration_of,
-                address,
-            )
-            memory.address = self._fitted(address, memory.home)
-            if self.is_active(memory):
-                self.adjoint_size = max(self.adjoint_size, int(address.max()) + 1)
-            if not self._producers[memory][1] and (address < n_inputs).all():
+            memory.address = values.address(memory)
+            reads_inputs, producers = self._producers[memory]
+            if reads_inputs and not producers and (~memory.column < program.n_inputs).all():
                 self.of_inputs.add(memory)
-            elif (address < n_inputs).any():
+            elif reads_inputs:
                 self.inputs_apart = False
-            self._bases[memory] = address[memory.home.first[:-1]]
+
+        active = [memory for memory in found.memory if self.is_active(memory)]
+        passive = {site for memory in active for site in self._producers[memory][1]} | outputs
+        passive -= self.active
+        reads_leaves = any((~memory.column >= program.n_inputs).any() for memory in active)
+        adjoints = Layout(found, self._tables, n_leaves if reads_leaves else program.n_inputs)
+        adjoints.add(passive, passive)  # nothing clears these, and nothing reads them
+        adjoints.add(self._stores & self.active, outputs)
+        self.adjoints, self.adjoint_size = adjoints.fold(active, run)
+        for memory in active:
+            memory.adjoint = adjoints.address(memory)
+            self._bases[memory] = adjoints.places(memory)[memory.home.first[:-1]]
+
+        self.outputs_at, self.output_adjoints_at = self._outputs_at(self.stored), self._outputs_at(self.adjoints)
         for loop in self.root.loops():
             if not loop.constant_trips:
-                self.trips[loop] = self._table(loop.first)
+                self.trips[loop] = self._tables.add(loop.first)
 
-    def _fitted(self, address: np.ndarray, home: Loop) -> Address:
-        everywhere, within, stride = _affine(address, home.first)
-        if everywhere:
-            return Address(int(address[0]), int(stride) if address.size > 1 else 0)
-        if within:
-            bases = address[home.first[:-1]]
-            return Address(stride=int(stride), table=self._table(bases), per_entry=True)
-        return Address(table=self._table(address))
+    def _outputs_at(self, places: dict[Site, Address]) -> np.ndarray:
+        """Where the outputs stand, one after the other: (m,)."""
+        program = self.program
+        at = np.empty(program.n_outputs, np.int64)
+        for site in places:
+            if site.code == OUTPUT:  # these stay for the whole run
+                place, t = places[site], np.arange(site.instructions.size)
+                at[site.instructions - (program.size - program.n_outputs)] = place.base + place.stride * t
+        return at
 
     def shifts(self, loop: Loop, memories: list[Memory]) -> list[list[tuple[Memory, int]]]:
         """Groups of loads in `loop` that mostly walk side by side: each with its distance, in strides, from the first of its group."""
         groups: list[list[tuple[Memory, int]]] = []
         starts: list[np.ndarray] = []
-        first = loop.first[:-1]
         for memory in memories:
-            address = memory.address
+            address = memory.adjoint
             assert isinstance(address, Address)
             if address.stride == 0 or (address.table >= 0 and not address.per_entry):
                 continue
-            own = self._bases[memory] if address.per_entry else address.base + address.stride * first
+            own = self._bases[memory]
             for group, start in zip(groups, starts, strict=True):
-                leader = group[0][0].address
+                leader = group[0][0].adjoint
                 assert isinstance(leader, Address)
                 distances = own - start
                 usual = int(np.median(distances[loop.trips == loop.trips.max()]))
@@ -463,18 +367,9 @@ class Plan:
             if len(group) > 1 and max(k for _, k in group) - min(k for _, k in group) <= WIDEST_SHIFT
         ]
 
-    def _table(self, numbers: np.ndarray) -> int:
-        at = self._n_table
-        self._tables.append(numbers)
-        self._n_table += numbers.size
-        return at
-
     def tables(self) -> np.ndarray:
         """All tables one after the other, int32."""
-        joined = np.concatenate([np.zeros(1, np.int64), *self._tables])[1:] if self._tables else np.zeros(1, np.int64)
-        if joined.size and joined.max() > np.iinfo(np.int32).max:
-            raise OverflowError("addresses beyond 2**31")
-        return joined.astype(np.int32)
+        return self._tables.joined()
 
 
 def identity(operand: Operand) -> Operand | Site:

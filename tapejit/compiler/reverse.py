@@ -13,6 +13,7 @@ from tapejit.compiler.emitter import LANES, number
 from tapejit.compiler.functions import Functions
 from tapejit.compiler.nest import Loop, Node, Site
 from tapejit.compiler.operands import Carried, Constant, Memory, Operand, Result, Scope
+from tapejit.compiler.places import Address
 from tapejit.compiler.plan import Plan, partials_of
 from tapejit.compiler.prune import OUTPUT
 from tapejit.compiler.tiles import Passing, Tiles
@@ -32,6 +33,12 @@ class Reverse(Tiles):
         self.input_adjoints, self.adjoints = self.function.args[2:4]
         self.bars: list[dict[Any, ir.Value]] = [{}]
         self.outside = self._outside()
+
+    def addresses(self, loop: Loop) -> list[Address]:
+        plan = self.plan
+        found = [memory.adjoint for memory in plan.found.memory if memory.home is loop and memory.adjoint is not None]
+        own = [address for site, address in plan.adjoints.items() if site.loop is loop]
+        return [*super().addresses(loop), *found, *own]  # type: ignore[list-item]
 
     def _outside(self) -> dict[Loop, list[Any]]:
         """For each loop what comes from outside and takes adjoints in it."""
@@ -91,7 +98,8 @@ class Reverse(Tiles):
         self.bar[key] = contribution if known is None else self.b.fadd(known, contribution)
 
     def _add(self, memory: Memory, contribution: ir.Value) -> None:
-        pointer = self.pointer(self.address(memory), self.adjoints_of(memory))
+        assert isinstance(memory.adjoint, Address)
+        pointer = self.pointer(self.place(memory.adjoint, memory.home), self.adjoints_of(memory))
         self.b.store(self.b.fadd(self.b.load(pointer, typ=self.number), contribution), pointer)
 
     def _pull_back(self, site: Site) -> None:
@@ -101,7 +109,7 @@ class Reverse(Tiles):
         g = self.bar.pop(site, None)
         if site in plan.stored:
             # Now, not earlier: something later in this iteration may have added to it. And cleared for the next call.
-            place = self.place(plan.stored[site], site.loop)
+            place = self.place(plan.adjoints[site], site.loop)
             stored = self.load(place, self.adjoints)
             self.store(self.zero, place, self.adjoints)
             g = stored if g is None else b.fadd(stored, g)

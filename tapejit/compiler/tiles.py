@@ -15,7 +15,8 @@ import llvmlite.ir as ir
 from tapejit.compiler.emitter import BOOL, DOUBLE, I32, I64, LANES, POINTER, TILE, VECTOR, Emitter, number
 from tapejit.compiler.nest import Loop, Site
 from tapejit.compiler.operands import Carried, Memory, Operand
-from tapejit.compiler.plan import Address, Split, identity
+from tapejit.compiler.places import Address
+from tapejit.compiler.plan import Split, identity
 from tapejit.ops import SUB
 
 __all__ = ["Passing", "Tiles"]
@@ -257,25 +258,24 @@ class Tiles(Emitter):
                 self._add_tile(loop, start, stop, memory, buffer)
 
     def _stride(self, memory: Memory) -> int:
-        assert isinstance(memory.address, Address)
-        return memory.address.stride
+        assert isinstance(memory.adjoint, Address)
+        return memory.adjoint.stride
 
     def _distance(self, a: Memory, b: Memory) -> ir.Value:
         """From where `a` begins in this entry to where `b` does."""
         return self.b.sub(self._origin(b), self._origin(a))
 
     def _origin(self, memory: Memory) -> ir.Value:
-        address = memory.address
-        assert isinstance(address, Address)
-        return self.bases[memory] if address.per_entry else number(address.base)
+        assert isinstance(memory.adjoint, Address)
+        return self.origin(memory.adjoint, memory.home)
 
     def _add_tile(self, loop: Loop, start: ir.Value, stop: ir.Value, memory: Memory, buffer: ir.Value) -> None:
-        address = memory.address
+        address = memory.adjoint
         assert isinstance(address, Address)
         apart = address.stride != 0 and (address.per_entry or address.table < 0)
         with (self.in_parallel if apart else self.counting)(start, stop) as t:
             self.t[loop] = t
-            pointer = self.pointer(self.address(memory), self.adjoints_of(memory))
+            pointer = self.pointer(self.place(address, loop), self.adjoints_of(memory))
             part = self.marked(self.b.load(self.buffered(buffer, start, t), typ=self.number))
             so_far = self.marked(self.b.load(pointer, typ=self.number))
             self.marked(self.b.store(self.b.fadd(so_far, part), pointer))
@@ -293,7 +293,8 @@ class Tiles(Emitter):
         low, high = min(shift for _, shift in group), max(shift for _, shift in group)
         with self.in_parallel(b.add(start, number(low)), b.add(stop, number(high))) as t:
             self.t[loop] = t
-            pointer = self.pointer(self.address(leader), self.adjoints_of(leader))
+            assert isinstance(leader.adjoint, Address)
+            pointer = self.pointer(self.place(leader.adjoint, loop), self.adjoints_of(leader))
             total = self.marked(b.load(pointer, typ=self.number))
             for memory, shift in reversed(group):
                 at = self.buffered(buffers[memory], start, b.sub(t, number(shift)))

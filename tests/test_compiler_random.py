@@ -148,10 +148,9 @@ def check_compiled(recording, points, rng, limit=None, parameters=()):
     return kernel
 
 
-def check_nest(program, length, seed, m=0):
+def check_nest(f, length, seed):
     rng = np.random.default_rng(seed)
     x, near, far = rng.uniform(-1.0, 1.0, (3, 3 + length))
-    f = loop_nests.function(program, m)
     recording = tj.record(f, x)
     for small in SMALL:
         with thresholds(small):
@@ -168,7 +167,15 @@ def check_nest(program, length, seed, m=0):
     m=st.sampled_from([0, 0, 1, 5]),
 )
 def test_compiled_loop_nests_equal_interpreted_ones(program, length, seed, m):
-    check_nest(program, length, seed, m)
+    check_nest(loop_nests.function(program, m), length, seed)
+
+
+@settings(max_examples=15)
+@given(
+    rules=loop_nests.stencils(), length=st.sampled_from(loop_nests.LENGTHS), seed=SEEDS, m=st.sampled_from([0, 0, 1, 5])
+)
+def test_compiled_stencils_equal_interpreted_ones(rules, length, seed, m):
+    check_nest(loop_nests.stencil(rules, length, m), length, seed)
 
 
 @settings(max_examples=25)
@@ -336,9 +343,15 @@ def test_a_long_tape_without_repeats_is_left_to_the_interpreter():
 
 def main(first, last):
     for seed in range(first, last):
-        program = loop_nests.random_program(np.random.default_rng(seed))
+        rng = np.random.default_rng(seed)
+        length, m = loop_nests.LENGTHS[seed % 3], [0, 0, 0, 4][seed % 4]
         try:
-            check_nest(program, loop_nests.LENGTHS[seed % 3], seed, m=[0, 0, 0, 4][seed % 4])
+            if seed % 5 == 4:
+                program = rng.integers(0, 2**12, 6).tolist()
+                check_nest(loop_nests.stencil(program, length, m), length, seed)
+            else:
+                program = loop_nests.random_program(rng)
+                check_nest(loop_nests.function(program, m), length, seed)
         except Exception:
             print("nest", seed, program)
             print(traceback.format_exc(limit=-3))

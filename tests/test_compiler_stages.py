@@ -340,6 +340,14 @@ def test_stages_of_loop_nests(program, length, small):
         check_stages(program_of(loop_nests.function(program), x))
 
 
+@settings(max_examples=30)
+@given(rules=loop_nests.stencils(), length=st.sampled_from(loop_nests.LENGTHS), small=st.sampled_from(SMALL))
+def test_stages_of_stencils(rules, length, small):
+    x = np.random.default_rng(0).uniform(-1.0, 1.0, 3 + length)
+    with thresholds(small):
+        check_stages(program_of(loop_nests.stencil(rules, length), x))
+
+
 def loops_of(root):
     return [loop for loop in root.loops() if loop is not root]
 

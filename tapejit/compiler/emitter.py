@@ -60,6 +60,7 @@ class Emitter:
         self.values: dict[Any, ir.Value] = {}
         self.group: ir.Value | None = None  # the access group of the parallel loop that is being emitted
         self.n_groups = 0
+        self.hints: ir.Value | None = None  # for LLVM, on the loop that is being emitted
         self.status = self.slot(I64, number(0))
         self.inputs, self.memory, self.tables = self.function.args[0], self.function.args[1], self.function.args[-1]
         self.users = self._users()
@@ -137,7 +138,20 @@ class Emitter:
             module = self.function.module
             accesses = module.add_metadata(["llvm.loop.parallel_accesses", self.group])
             branch.set_metadata("llvm.loop", module.add_metadata([f"self {self.number_of_group}", accesses]))
+        elif self.hints is not None:
+            branch.set_metadata("llvm.loop", self.hints)
         b.position_at_end(after)
+
+    @contextmanager
+    def few(self, first: ir.Value, end: ir.Value) -> Iterator[ir.Value]:
+        """A loop of so few iterations that LLVM is told to leave it as it is."""
+        module = self.function.module
+        self.n_groups += 1
+        hints = [["llvm.loop.vectorize.width", ir.Constant(I32, 1)], ["llvm.loop.unroll.disable"]]
+        self.hints = module.add_metadata([f"self {self.number_of_group}", *map(module.add_metadata, hints)])
+        with self.counting(first, end) as t:
+            yield t
+        self.hints = None
 
     @contextmanager
     def in_parallel(self, first: ir.Value, end: ir.Value) -> Iterator[ir.Value]:
@@ -157,10 +171,12 @@ class Emitter:
             yield
 
     @contextmanager
-    def tiles(self, loop: Loop, tile: int = TILE, backwards: bool = False) -> Iterator[tuple[ir.Value, ir.Value]]:
+    def tiles(
+        self, loop: Loop, tile: int | None = TILE, backwards: bool = False
+    ) -> Iterator[tuple[ir.Value, ir.Value]]:
         """The iterations of one entry in runs of at most `tile`: (first, end) of each."""
         first, end = self.bounds(loop)
-        if 0 < loop.constant_trips <= tile:
+        if tile is None or loop.trips.max() <= tile:
             yield first, end
             return
         if backwards:

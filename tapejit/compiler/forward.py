@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import llvmlite.ir as ir
 
-from tapejit.compiler.emitter import DOUBLE, I32, LANES, VECTOR, Emitter, number
+from tapejit.compiler.emitter import DOUBLE, I32, LANES, TILE, VECTOR, Emitter, number
 from tapejit.compiler.nest import Loop, Site
 from tapejit.compiler.operands import Carried, Constant, Result, Scope
 from tapejit.compiler.plan import Split
@@ -68,10 +68,17 @@ class Forward(Emitter):
         for carried in split.carried:
             slots[carried] = self.slot()
             b.store(self.read(carried.start), slots[carried])
+        for carried in split.delayed:
+            slots[carried] = self.slot()
+            b.store(self.read(carried.start), slots[carried])
         buffers = {site: self.buffer() for site in split.parallel if site in added}
-        with self.tiles(loop) as (start, stop):
+        with self.tiles(loop, TILE if buffers else None) as (start, stop):
             with self.in_parallel(start, stop) as t:
                 self.t[loop] = t
+                for carried in split.delayed:
+                    self.values[carried] = b.load(slots[carried], typ=self.number)
+                    if carried in plan.kept:
+                        self.store(self.values[carried], self.place(plan.kept[carried], loop))
                 for site in split.parallel:
                     value = self.values[site] = self.value(site, check=True)
                     if site in plan.stored:
@@ -79,6 +86,8 @@ class Forward(Emitter):
                     if site in buffers:
                         self.marked(b.store(value, self.buffered(buffers[site], start, t)))
                     self.guard(site, value)
+                for carried in split.delayed:
+                    b.store(self.values[carried.source], slots[carried])
             self.forget(loop)
             whole = [(carried, chain[0]) for carried, chain in split.chains if self._is_whole_sum(carried, chain)]
             for carried, site in whole:

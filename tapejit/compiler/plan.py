@@ -20,6 +20,7 @@ places in memory are not used.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -43,6 +44,7 @@ _CHEAP = {"positive", "add", "sub", "mul", "div", "neg", "square", "cube", "reci
 SMALLEST_TILED = 128  # iterations times sites of an entry that is worth tiles; half of all iterations must be in such
 LONGEST_BODY = 500  # sites in the body of one that is
 FEWEST_PACKED = 4  # calls of one function
+LARGEST_STENCIL = 64  # sites that are evaluated for one iteration, over and over for every load
 WIDEST_SHIFT = 8  # between loads whose adjoints are added up together
 
 
@@ -67,12 +69,15 @@ class Split:
         Each sum, and the additions of one iteration to it.
     carried, serial : list of Carried, list of Site
         What else is carried, and what depends on it: one iteration after the other.
+    delayed : list of Carried
+        What is carried but computed in the parallel part, so that every iteration could compute that of the one before.
     """
 
     parallel: list[Site]
     chains: list[tuple[Carried, list[Site]]]
     carried: list[Carried]
     serial: list[Site]
+    delayed: list[Carried] = field(default_factory=list)
 
     @property
     def handed_over(self) -> list[Site]:
@@ -103,7 +108,7 @@ class Plan:
         self._producers = {memory: self._producers_of(memory) for memory in self.found.memory}
         self._find_active()
         self._find_needed()
-        self.parallel = {loop: split for loop in self.root.loops() if (split := self._split(loop)) is not None}
+        self.parallel = self._splits(self.root.loops())
         self._lay_out()
 
     # Activity.
@@ -198,22 +203,32 @@ class Plan:
 
     # Parallel loops.
 
-    def _split(self, loop: Loop) -> Split | None:
-        """How an innermost loop splits into a parallel part and sums, None if it does not."""
+    def _splits(self, loops: Iterable[Loop], may_delay: bool = True) -> dict[Loop, Split]:
+        """How innermost loops split into a parallel part and sums; those that do not are left out."""
+        splits = {}
+        for loop in loops:
+            split = self._split(loop, True) if may_delay else None
+            split = self._split(loop, False) if split is None else split
+            if split is not None:
+                splits[loop] = split
+        return splits
+
+    def _split(self, loop: Loop, delays: bool) -> Split | None:
+        """How one loop does; `delays`: something that is computed in the parallel part may be carried, and nothing else but sums."""
         in_long = int(loop.trips[loop.trips * len(loop.body) >= SMALLEST_TILED].sum())
         if loop.loop is None or 2 * in_long < loop.n_iterations or len(loop.body) > LONGEST_BODY:
             return None
         sites = [node for node in loop.body if isinstance(node, Site)]
         if len(sites) < len(loop.body) or not self._reads_from_before(loop):
             return None
-        serial: set[Site] = set()
-        for site in sites:
-            if any(o in serial if isinstance(o, Site) else _is_carried(o, loop) for o in map(identity, site.operands)):
-                serial.add(site)
+        carried_here = [carried for carried in self.found.carried if carried.home is loop]
+        serial = _dependent(sites, carried_here)
+        delayed = [carried for carried in carried_here if carried.source not in serial] if delays else []
+        serial = _dependent(sites, [carried for carried in carried_here if carried not in delayed])
         results = {result.site for result in self.found.results}
         chains, others = [], []
-        for carried in self.found.carried:
-            if carried.home is loop:
+        for carried in carried_here:
+            if carried not in delayed:
                 chain = self._chain(carried, [site for site in sites if site in serial])
                 if chain is None or results & set(chain[:-1]):
                     others.append(carried)
@@ -222,11 +237,13 @@ class Plan:
         summed = {site for _, chain in chains for site in chain}
         parallel = [site for site in sites if site not in serial]
         rest = [site for site in sites if site in serial and site not in summed]
+        if delays and (not delayed or others or rest):
+            return None
         is_costly = any(ops.op_coded(site.code).name not in _CHEAP for site in parallel if site.code != OUTPUT)
         n_scattered = sum(self._is_scattered(memory) for memory in self.found.memory if memory.home is loop)
         if not is_costly and (4 * n_scattered > len(parallel) or ((others or rest) and len(parallel) < 2 * len(rest))):
             return None
-        return Split(parallel, chains, others, rest)
+        return Split(parallel, chains, others, rest, delayed)
 
     def _is_scattered(self, memory: Memory) -> bool:
         """Whether a load of an iteration is not next to that of the one before, as far as is known before places are."""
@@ -324,6 +341,15 @@ class Plan:
             memory.adjoint = adjoints.address(memory)
             self._bases[memory] = adjoints.places(memory)[memory.home.first[:-1]]
 
+        self.stencils = {
+            loop: stencil
+            for loop, split in self.parallel.items()
+            if (stencil := self._stencil(loop, split)) is not None
+        }
+        tiled = [loop for loop, split in self.parallel.items() if split.delayed and loop not in self.stencils]
+        for loop in tiled:  # tiles do not know how to delay
+            del self.parallel[loop]
+        self.parallel |= self._splits(tiled, may_delay=False)
         self.outputs_at, self.output_adjoints_at = self._outputs_at(self.stored), self._outputs_at(self.adjoints)
         for loop in self.root.loops():
             if not loop.constant_trips:
@@ -367,6 +393,41 @@ class Plan:
             if len(group) > 1 and max(k for _, k in group) - min(k for _, k in group) <= WIDEST_SHIFT
         ]
 
+    def _stencil(self, loop: Loop, split: Split) -> tuple[list[list[tuple[Memory, int]]], bool] | None:
+        """The active loads of a loop in groups that walk side by side, if that is all that takes adjoints and partials are cheap; None otherwise.
+
+        The second is whether those of a group are at their distances in all entries, not only in most.
+        """
+        sites = [*split.parallel, *(site for _, chain in split.chains for site in chain)]
+        taking = [o for site in sites if site in self.active for _, o in self.flows(site) if self.is_active(o)]
+        memories = [memory for memory in self.found.memory if memory.home is loop and memory in taking]
+        outside = any((o.site.loop if isinstance(o, Scope) else o.home) is not loop for o in taking)  # type: ignore[union-attr]
+        if outside or not memories or split.carried or split.serial:
+            return None
+        if any(site.code != OUTPUT and ops.op_coded(site.code).name not in _CHEAP for site in sites):
+            return None
+        groups: list[list[tuple[Memory, int]]] = []
+        for of_inputs in (True, False):
+            own = [memory for memory in memories if (self.inputs_apart and memory in self.of_inputs) is of_inputs]
+            groups += self.shifts(loop, own)
+        grouped = {memory for group in groups for memory, _ in group}
+        groups += [[(memory, 0)] for memory in memories if memory not in grouped]
+        usual = np.ones(loop.n_entries, np.bool_)
+        for group in groups:
+            leader = group[0][0]
+            for memory, shift in group:
+                address = memory.adjoint
+                assert isinstance(address, Address)
+                if address.stride == 0 or (address.table >= 0 and not address.per_entry):
+                    return None
+                usual &= self._bases[memory] - self._bases[leader] == shift * address.stride
+        if 4 * int(loop.trips[usual].sum()) < 3 * loop.n_iterations:
+            return None
+        n_evaluations = sum(len(group) for group in groups) * (2 if split.delayed else 1)
+        if n_evaluations * len(sites) > LARGEST_STENCIL:
+            return None
+        return groups, bool(usual.all())
+
     def tables(self) -> np.ndarray:
         """All tables one after the other, int32."""
         return self._tables.joined()
@@ -377,5 +438,10 @@ def identity(operand: Operand) -> Operand | Site:
     return operand.site if isinstance(operand, Scope) else operand
 
 
-def _is_carried(operand: Operand, loop: Loop) -> bool:
-    return isinstance(operand, Carried) and operand.home is loop
+def _dependent(sites: list[Site], carried: list[Carried]) -> set[Site]:
+    """The sites of a body that depend on something carried."""
+    dependent: set[Operand | Site] = set(carried)
+    for site in sites:
+        if any(identity(operand) in dependent for operand in site.operands):
+            dependent.add(site)
+    return {site for site in sites if site in dependent}

@@ -16,7 +16,8 @@ from tapejit.compiler.operands import Carried, Constant, Memory, Operand, Result
 from tapejit.compiler.places import Address
 from tapejit.compiler.plan import Plan, partials_of
 from tapejit.compiler.prune import OUTPUT
-from tapejit.compiler.tiles import Passing, Tiles
+from tapejit.compiler.stencils import Stencils
+from tapejit.compiler.tiles import Passing
 from tapejit.expressions import names
 from tapejit.ops import CHAIN, DIV, POSITIVE, SELECT
 
@@ -25,7 +26,7 @@ __all__ = ["Reverse"]
 SMALLEST_TILE = 128  # iterations times sites below which an entry of a parallel loop goes backwards one by one
 
 
-class Reverse(Tiles):
+class Reverse(Stencils):
     name, arguments = "reverse", ("inputs", "memory", "input_adjoints", "adjoints", "tables")
 
     def __init__(self, plan: Plan, module: ir.Module, functions: Functions) -> None:
@@ -111,7 +112,8 @@ class Reverse(Tiles):
             # Now, not earlier: something later in this iteration may have added to it. And cleared for the next call.
             place = self.place(plan.adjoints[site], site.loop)
             stored = self.load(place, self.adjoints)
-            self.store(self.zero, place, self.adjoints)
+            if self.clears:
+                self.store(self.zero, place, self.adjoints)
             g = stored if g is None else b.fadd(stored, g)
         if g is None:
             return
@@ -174,20 +176,28 @@ class Reverse(Tiles):
                 passing.starts[operand] = self.slot()
         split = self.parallel.get(loop)
         shortest = max(LANES, SMALLEST_TILE // len(loop.body))
-        if split is None or loop.trips.max() < shortest:
+        is_stencil = split is not None and loop in plan.stencils
+        if split is None or (loop.trips.max() < shortest and not is_stencil):
             self._one_by_one(loop, passing)
-        elif loop.trips.min() >= shortest:
-            self._tiled(loop, split, passing)
         else:
+            together = self._gathered if is_stencil else self._tiled
             first, end = self.bounds(loop)
-            known = dict(self.values)
-            with b.if_else(b.icmp_signed("<", b.sub(end, first), number(shortest))) as (short, long):
-                with short:
-                    self._one_by_one(loop, passing)
-                self.values = dict(known)
-                with long:
-                    self._tiled(loop, split, passing)
-                self.values = known
+            if is_stencil:
+                apart = self._differs(loop)
+            else:
+                is_short = b.icmp_signed("<", b.sub(end, first), number(shortest))
+                apart = None if loop.trips.min() >= shortest else is_short
+            if apart is None:
+                together(loop, split, passing)
+            else:
+                known = dict(self.values)
+                with b.if_else(apart) as (one_by_one, at_once):
+                    with one_by_one:
+                        self._one_by_one(loop, passing)
+                    self.values = dict(known)
+                    with at_once:
+                        together(loop, split, passing)
+                    self.values = known
         for key, slot in passing.sums.items():
             self.bar[key] = b.load(slot, typ=self.number)
         for operand, slot in passing.starts.items():

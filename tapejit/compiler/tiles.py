@@ -52,6 +52,7 @@ class Tiles(Emitter):
     bars: list[dict[Any, ir.Value]]
     adjoints: ir.Value
     input_adjoints: ir.Value
+    clears = True  # adjoints that are pulled back
 
     @property
     def bar(self) -> dict[Any, ir.Value]:
@@ -77,18 +78,7 @@ class Tiles(Emitter):
         A sum hands its adjoint on to all its addends as it is, so its additions need no pass of their own.
         """
         b, plan = self.b, self.plan
-        seeds: list[tuple[Operand, ir.Value]] = []  # what the sums hand on
-        for carried, chain in split.chains:
-            if carried.source not in passing.last:
-                continue
-            g = b.load(passing.last[carried.source], typ=self.number)
-            link: Operand | Site = carried
-            for site in chain:
-                k = 1 if identity(site.operands[0]) is link else 0
-                seeds.append((site.operands[k], b.fneg(g) if site.code == SUB else g))
-                link = site
-            if carried in passing.starts:
-                b.store(g, passing.starts[carried])
+        seeds = self._seeds(split, passing)
         left = {}
         if not split.carried:
             left = {
@@ -140,7 +130,27 @@ class Tiles(Emitter):
                     total = b.fadd(total, b.extract_element(vector, ir.Constant(I32, lane)))
                 b.store(b.fadd(b.load(passing.sums[key], typ=self.number), total), passing.sums[key])
 
+    def _seeds(self, split: Split, passing: Passing) -> list[tuple[Operand, ir.Value]]:
+        """What sums hand on to their addends in every iteration."""
+        b = self.b
+        seeds: list[tuple[Operand, ir.Value]] = []
+        for carried, chain in split.chains:
+            if carried.source not in passing.last:
+                continue
+            g = b.load(passing.last[carried.source], typ=self.number)
+            link: Operand | Site = carried
+            for site in chain:
+                k = 1 if identity(site.operands[0]) is link else 0
+                seeds.append((site.operands[k], b.fneg(g) if site.code == SUB else g))
+                link = site
+            if carried in passing.starts:
+                b.store(g, passing.starts[carried])
+        return seeds
+
     def _recompute_parallel(self, loop: Loop, split: Split) -> None:
+        for carried in split.delayed:
+            if carried in self.plan.kept:
+                self.values[carried] = self.load(self.place(self.plan.kept[carried], loop))
         for site in split.parallel:
             if site in self.plan.recomputed:
                 if site in self.plan.stored:
@@ -217,7 +227,8 @@ class Tiles(Emitter):
             assert loop.loop is not None
             last = b.icmp_signed("==", b.add(self.t[loop], number(1)), self.end[loop])
             for site, g in left.items():
-                self.bar[site] = b.select(last, g, self.zero)
+                own = b.select(last, g, self.zero)
+                self.bar[site] = b.fadd(own, self.bar[site]) if site in self.bar else own
         for operand, g in reversed(seeds):
             if plan.is_active(operand):
                 self._accumulate(operand, g)

@@ -230,7 +230,7 @@ def stencil(rules, n, m=0):
                 if a % 4 == 1:
                     new[i] = u[i] + 0.1 * (v - flux)
                 elif a % 4 == 2:
-                    new[i] = u[i] + 0.1 * (v - 0.5 * flux * u[i + 1] + 0.25 * before)
+                    new[i] = u[i] + 0.1 * (v - 0.5 * flux * u[i + 1] + 0.25 * (before if b % 2 else u[i]))
                 elif a % 4 == 3:
                     new[i] = 0.5 * v + 0.25 * u[(i + 2) % n]
                 else:

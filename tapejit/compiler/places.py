@@ -9,7 +9,7 @@ import numpy as np
 
 from tapejit.compiler.nest import Loop, Site
 from tapejit.compiler.operands import Memory, classify
-from tapejit.compiler.windows import Load, Run, Stream, fold, moved
+from tapejit.compiler.windows import Load, Run, Stream, affine, fold, moved
 from tapejit.sweeps.kernel import kernel
 
 __all__ = ["CONTIGUOUS", "Address", "Layout", "Tables"]
@@ -29,42 +29,6 @@ class Address:
     stride: int = 0
     table: int = -1
     per_entry: bool = False
-
-
-@kernel
-def _affine(address, first):
-    """Whether addresses walk at one stride: over all iterations, within entries; gives (over all, within, stride)."""
-    n = address.size
-    everywhere, within = True, True
-    stride = np.int64(0)
-    known = False
-    e = 1
-    for t in range(1, n):
-        d = address[t] - address[t - 1]
-        starts = e < first.size and first[e] == t
-        if starts:
-            e += 1
-        if not known and not starts:
-            stride, known = d, True
-            for s in range(1, t):  # the entries of one iteration before
-                if address[s] - address[s - 1] != stride:
-                    everywhere = False
-        elif known and d != stride:
-            everywhere = False
-            if not starts:
-                within = False
-                break
-    if not known:
-        everywhere = n < 2
-        if n >= 2:
-            stride = address[1] - address[0]
-            everywhere = True
-            for t in range(2, n):
-                if address[t] - address[t - 1] != stride:
-                    everywhere = False
-            if not everywhere:
-                stride = np.int64(0)
-    return everywhere, within, stride
 
 
 class Tables:
@@ -91,7 +55,7 @@ class Tables:
 
     def fitted(self, address: np.ndarray, home: Loop) -> Address:
         """The simplest form of the addresses of all iterations of a loop."""
-        everywhere, within, stride = _affine(address, home.first)
+        everywhere, within, stride = affine(address, home.first)
         if everywhere:
             return Address(int(address[0]), int(stride) if address.size > 1 else 0)
         if within:
@@ -153,20 +117,18 @@ class Layout:
         for memory in memories:
             places = np.empty(memory.column.size, np.int64)
             _places(memory.column, base, width, found.site_of, found.iteration_of, places)
-            _, walks, _ = _affine(places, memory.home.first)
-            loads.append(Load(memory.home, places, walks, memory in read_back))
+            loads.append(Load(memory.home, places, memory in read_back))
         streams = [stream for stream, _ in self._streams]
         end = fold(streams, loads, run, self.start)
         for memory, load in zip(memories, loads, strict=True):
-            self._moved[memory] = moved(load.address, [stream for stream in streams if load.touches(stream)])
+            self._moved[memory] = moved(load, streams)
         return self._addresses(), end
 
     def _addresses(self) -> dict[Site, Address]:
         addresses = {}
         for stream, own in self._streams:
-            first = stream.loop.first[:-1]
-            straight = stream.at[0] + stream.width * first
-            is_straight = bool((stream.at == straight).all())
+            straight = stream.at[0] + stream.width * stream.loop.first[:-1]
+            is_straight = np.array_equal(stream.at, straight)
             for k, site in enumerate(own):
                 if is_straight:
                     addresses[site] = Address(int(stream.at[0]) + k, stream.width)

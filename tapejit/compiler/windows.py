@@ -22,12 +22,48 @@ from tapejit.compiler.nest import Loop, Site
 from tapejit.compiler.operands import classify
 from tapejit.sweeps.kernel import kernel
 
-__all__ = ["Load", "Run", "Stream", "fold", "moved"]
+__all__ = ["Load", "Run", "Stream", "affine", "fold", "moved"]
 
 SMALLEST_WINDOWED = 2048  # places of a stream from which a window pays: what is smaller stays in the cache
 SHORTEST_ENTRY = 6  # places of an entry, on average, which are worth a number in a table
 
 FOREVER = 1 << 62
+
+
+@kernel
+def affine(address, first):
+    """Whether addresses walk at one stride: over all iterations, within entries; gives (over all, within, stride)."""
+    n = address.size
+    everywhere, within = True, True
+    stride = np.int64(0)
+    known = False
+    e = 1
+    for t in range(1, n):
+        d = address[t] - address[t - 1]
+        starts = e < first.size and first[e] == t
+        if starts:
+            e += 1
+        if not known and not starts:
+            stride, known = d, True
+            for s in range(1, t):  # the entries of one iteration before
+                if address[s] - address[s - 1] != stride:
+                    everywhere = False
+        elif known and d != stride:
+            everywhere = False
+            if not starts:
+                within = False
+                break
+    if not known:
+        everywhere = n < 2
+        if n >= 2:
+            stride = address[1] - address[0]
+            everywhere = True
+            for t in range(2, n):
+                if address[t] - address[t - 1] != stride:
+                    everywhere = False
+            if not everywhere:
+                stride = np.int64(0)
+    return everywhere, within, stride
 
 
 class Run:
@@ -43,9 +79,8 @@ class Run:
     def __init__(self, found: classify, at_once: Container[Loop]) -> None:
         self.found, self.at_once = found, at_once
         self._size: dict[Loop, np.ndarray] = {}
-        self._begin: dict[Loop, np.ndarray] = {found.root: np.zeros(1, np.int64)}
-        self._measure(found.root)
-        self._start(found.root)
+        self._begin: dict[Loop, np.ndarray] = {}
+        self._times: dict[Loop, tuple[np.ndarray, np.ndarray]] = {}
 
     def _measure(self, loop: Loop) -> np.ndarray:
         """How long each iteration takes."""
@@ -70,6 +105,15 @@ class Run:
 
     def times(self, loop: Loop) -> tuple[np.ndarray, np.ndarray]:
         """From when to when each iteration of a loop may run."""
+        if not self._begin:
+            self._begin[self.found.root] = np.zeros(1, np.int64)
+            self._measure(self.found.root)
+            self._start(self.found.root)
+        if loop not in self._times:
+            self._times[loop] = self._found(loop)
+        return self._times[loop]
+
+    def _found(self, loop: Loop) -> tuple[np.ndarray, np.ndarray]:
         together = [around for around in (loop, *loop.ancestors()) if around in self.at_once]
         if not together:
             return self._begin[loop], self._begin[loop] + self._size[loop]
@@ -95,6 +139,10 @@ class Stream:
     lasts: bool  # for the whole run
     at: np.ndarray = field(init=False, repr=False)
 
+    @property
+    def has_moved(self) -> bool:
+        return not np.array_equal(self.at, self.base + self.width * self.loop.first[:-1])
+
     @cached_property
     def size(self) -> int:
         return self.width * self.loop.n_iterations
@@ -110,16 +158,19 @@ class Load:
 
     Attributes
     ----------
-    walks : bool
-        Whether they are affine in every entry.
     again : bool
         Whether it reads all of them again after the run.
     """
 
     home: Loop
     address: np.ndarray
-    walks: bool
     again: bool
+
+    @cached_property
+    def walks(self) -> bool:
+        """Whether they are affine in every entry."""
+        _, walks, _ = affine(self.address, self.home.first)
+        return bool(walks)
 
     @cached_property
     def bounds(self) -> tuple[int, int]:
@@ -167,12 +218,15 @@ def _move(address, base, width, entry, first, at, out):
             out[t] = at[e] + k - width * first[e]
 
 
-def moved(address: np.ndarray, streams: list[Stream]) -> np.ndarray:
-    """Where what stood at `address` stands now."""
-    out = address.copy()
-    for stream in streams:
+def moved(load: Load, streams: list[Stream]) -> np.ndarray:
+    """Where a load finds what it reads when streams have got their places."""
+    touched = [stream for stream in streams if load.touches(stream) and stream.has_moved]
+    if not touched:
+        return load.address
+    out = load.address.copy()
+    for stream in touched:
         loop = stream.loop
-        _move(address, stream.base, stream.width, loop.entry, loop.first, stream.at, out)
+        _move(load.address, stream.base, stream.width, loop.entry, loop.first, stream.at, out)
     return out
 
 

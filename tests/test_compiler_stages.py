@@ -432,6 +432,15 @@ def test_states_and_adjoints_of_time_stepping_stand_in_windows(rng):
         assert plan.adjoint_size < 8 * n
 
 
+def test_large_windows_stand_half_a_page_apart(rng):
+    plan = planned(program_of(heat.primal, *heat.make(200, rng)))
+    (site,) = [site for site in plan.stored if site.loop.n_iterations > 30_000]
+    at, loop = places_of(plan, plan.stored[site], site.loop), site.loop
+    begins = np.unique(at[loop.first[:-1][loop.trips == 196]])  # what is not at the ends of a row
+    assert 1 < begins.size < 5
+    assert (np.diff(begins) % 512 == 256).all()
+
+
 def test_what_is_read_at_the_end_is_not_in_a_window(rng):
     def f(x):
         u, first = [x[i] for i in range(40)], None

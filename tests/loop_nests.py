@@ -204,3 +204,55 @@ def random_program(rng, depth=0):
         else:
             body.append((["set", "store", "add"][rng.integers(3)], *numbers))
     return body
+
+
+def stencil(rules, n, m=0):
+    """Time stepping on a grid, as a function of 3 scalars and an array of `n`: integers choose what a step reads of the step before.
+
+    Differences to neighbours, fluxes handed on from point to point, coefficients that differ from place to place, a sum on the side, old states.
+    """
+
+    def f(x):
+        u = [x[3 + i] for i in range(n)]
+        slopes = [0.5 + 0.25 * x[3 + (7 * i) % n] for i in range(n)]
+        states, total, last = [], x[0], x[1]
+        for _ in range(4 + rules[0] % 5):
+            a, b, c, d, e = rules[1:6]
+            low, high = 1 + a % 3, 1 + b % 4
+            new = list(u)
+            flux = [0.0, x[1], last][c % 3]
+            before = flux
+            points = range(low, n - high)
+            for i in points if d % 3 else reversed(points):
+                v = [u[i], 0.5 * u[i + high] + 0.25 * u[i - low], u[i - 1] * u[i + 1], u[i - low] - 0.5 * u[i]][e % 4]
+                if d % 2:
+                    v = v * (slopes[i] if c % 2 else x[2])
+                if a % 4 == 1:
+                    new[i] = u[i] + 0.1 * (v - flux)
+                elif a % 4 == 2:
+                    new[i] = u[i] + 0.1 * (v - 0.5 * flux * u[i + 1] + 0.25 * (before if b % 2 else u[i]))
+                elif a % 4 == 3:
+                    new[i] = 0.5 * v + 0.25 * u[(i + 2) % n]
+                else:
+                    new[i] = 0.5 * u[i] + 0.25 * (new if b % 5 == 0 else u)[i - 1] * v
+                flux, before = v, flux
+                if e % 3 == 0:
+                    total = total + 0.1 * v
+            if d % 5 == 0:
+                new[n - 1] = new[n - 1] - 0.125 * flux
+            last = flux
+            states.append(u)
+            u = new
+        values = [*u, *states[len(states) // 2 :: 2][0], total, last]
+        if m:
+            return [values[(5 * i) % len(values)] * 1.0 for i in range(m)]
+        for i, value in enumerate(values):
+            total = total + math.cos(i) * value
+        return total
+
+    return f
+
+
+def stencils():
+    """Strategy: the rules of a stencil."""
+    return st.lists(_NUMBER, min_size=6, max_size=6)

@@ -28,7 +28,14 @@ SEEDS = st.integers(0, 10**6)
 # Thresholds so low that small programs become loops, loops in loops, and pieces.
 SMALL = [
     {},
-    {"SMALLEST_TILED": 1, "SMALLEST_TILE": 8, "SMALLEST": 6, "SHORTEST_APART": 4},
+    {
+        "SMALLEST_TILED": 1,
+        "SMALLEST_TILE": 8,
+        "SMALLEST": 6,
+        "SHORTEST_APART": 4,
+        "SMALLEST_WINDOWED": 1,
+        "SHORTEST_ENTRY": 1,
+    },
     {
         "WINDOW": 1,
         "SMALLEST": 2,
@@ -36,6 +43,8 @@ SMALL = [
         "PERIODS": ((2, 8), (64,)),
         "PERIODS_ABOVE": ((2,), (4, 64)),
         "SHORTEST_PIECE": 1,
+        "SMALLEST_WINDOWED": 1,
+        "SHORTEST_ENTRY": 1,
     },
     {
         "WINDOW": 2,
@@ -53,6 +62,8 @@ SMALL = [
         "PERIODS": ((), (4096,)),
         "CONTIGUOUS": 1,
         "SHORTEST_PIECE": 2,
+        "SMALLEST_WINDOWED": 16,
+        "SHORTEST_ENTRY": 2,
     },
     {"SMALLEST_SHARED": 1, "FEWEST_CHUNKS": 2, "COPIED": 1e9},
 ]
@@ -147,10 +158,9 @@ def check_compiled(recording, points, rng, limit=None, parameters=()):
     return kernel
 
 
-def check_nest(program, length, seed, m=0):
+def check_nest(f, length, seed):
     rng = np.random.default_rng(seed)
     x, near, far = rng.uniform(-1.0, 1.0, (3, 3 + length))
-    f = loop_nests.function(program, m)
     recording = tj.record(f, x)
     for small in SMALL:
         with thresholds(small):
@@ -167,7 +177,15 @@ def check_nest(program, length, seed, m=0):
     m=st.sampled_from([0, 0, 1, 5]),
 )
 def test_compiled_loop_nests_equal_interpreted_ones(program, length, seed, m):
-    check_nest(program, length, seed, m)
+    check_nest(loop_nests.function(program, m), length, seed)
+
+
+@settings(max_examples=15)
+@given(
+    rules=loop_nests.stencils(), length=st.sampled_from(loop_nests.LENGTHS), seed=SEEDS, m=st.sampled_from([0, 0, 1, 5])
+)
+def test_compiled_stencils_equal_interpreted_ones(rules, length, seed, m):
+    check_nest(loop_nests.stencil(rules, length, m), length, seed)
 
 
 @settings(max_examples=25)
@@ -335,9 +353,15 @@ def test_a_long_tape_without_repeats_is_left_to_the_interpreter():
 
 def main(first, last):
     for seed in range(first, last):
-        program = loop_nests.random_program(np.random.default_rng(seed))
+        rng = np.random.default_rng(seed)
+        length, m = loop_nests.LENGTHS[seed % 3], [0, 0, 0, 4][seed % 4]
         try:
-            check_nest(program, loop_nests.LENGTHS[seed % 3], seed, m=[0, 0, 0, 4][seed % 4])
+            if seed % 5 == 4:
+                program = rng.integers(0, 2**12, 6).tolist()
+                check_nest(loop_nests.stencil(program, length, m), length, seed)
+            else:
+                program = loop_nests.random_program(rng)
+                check_nest(loop_nests.function(program, m), length, seed)
         except Exception:
             print("nest", seed, program)
             print(traceback.format_exc(limit=-3))

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
+from problems import asian_option, heat, lennard_jones, lorenz96, lotka_volterra, mlp
 from test_compiler_random import HARD, SMALL, thresholds
 
 import tapejit as tj
@@ -19,9 +20,27 @@ from tapejit.compiler.roll import TooLargeError, roll
 VECTOR = np.array([0.1, 0.2, -0.3, 0.4])
 
 
-def program_of(f, x):
+PROBLEMS = [
+    (
+        module.__name__.rpartition(".")[2] + kind,
+        getattr(module, "primal" + kind),
+        lambda rng, make=make, size=size: make(size, rng),
+    )
+    for module, kind, make, size in [
+        (heat, "", heat.make, 20),
+        (heat, "_conductivity", heat.make_conductivity, 20),
+        (lorenz96, "", lorenz96.make, 2),
+        (lotka_volterra, "", lotka_volterra.make, 10),
+        (lennard_jones, "", lennard_jones.make, 9),
+        (mlp, "", mlp.make, 6),
+        (asian_option, "", asian_option.make, 4),
+    ]
+]
+
+
+def program_of(f, *args):
     """The pruned program of a function."""
-    tape = tj.record(f, x).tape
+    tape = tj.record(f, *args).tape
     return prune(tape.expand() if len(tape.block_at) else tape)
 
 
@@ -104,6 +123,14 @@ class Simulation:
         raise AssertionError(operand)
 
 
+def planned(program):
+    """The plan of a program, as the kernel makes it."""
+    found = classify(roll(program), program)
+    while cut(found) or fuse(found):
+        found = classify(found.root, program)
+    return Plan(found)
+
+
 def check_stages(program, fuses=True):
     """All invariants up to the plan."""
     root = roll(program)
@@ -119,42 +146,124 @@ def check_stages(program, fuses=True):
             Simulation(root, program).run()
         else:
             break
-    check_plan(Plan(found))
+    Traffic(Plan(found)).run()
     return root
 
 
-def check_plan(plan):
-    """Every value that is kept has a place of its own, the active ones first, and loads find what they read."""
-    program = plan.program
-    used = np.zeros(plan.size, int)
-    used[: program.n_inputs] += 1
-    leaves = program.n_parameters + program.n_constants
-    used[plan.parameters_at : plan.parameters_at + leaves] += 1
-    assert plan.constants_at == plan.parameters_at + program.n_parameters
-    at = {}
-    for site, place in plan.stored.items():
-        places = place.base + place.stride * np.arange(site.loop.n_iterations)
-        np.add.at(used, places, 1)
-        at.update(zip(site.instructions.tolist(), places.tolist(), strict=True))
-        assert (places.max() < plan.n_active) == (site in plan.active)
-    for operand, place in plan.kept.items():
-        np.add.at(used, place.base + place.stride * np.arange(operand.home.n_iterations), 1)
-    assert (used == 1).all()
-    outputs = np.arange(program.size - program.n_outputs, program.size)
-    assert_array_equal(plan.outputs_at, [at[number] for number in outputs])
-    tables = plan.tables()
-    for memory in plan.found.memory:
-        home, address = memory.home, memory.address
-        t = np.arange(home.n_iterations)
-        if address.per_entry:
-            found = tables[address.table + home.entry[t]] + address.stride * (t - home.first[home.entry[t]])
-        elif address.table >= 0:
-            found = tables[address.table + t]
-        else:
-            found = address.base + address.stride * t
-        shift = plan.parameters_at - program.n_inputs
-        wanted = [at[v] if v >= 0 else ~v if ~v < program.n_inputs else ~v + shift for v in memory.column.tolist()]
-        assert_array_equal(found, wanted)
+def places_of(plan, address, loop):
+    """Where an address is in all iterations of its loop."""
+    tables, t = plan.tables(), np.arange(loop.n_iterations)
+    if address.per_entry:
+        return address.base + tables[address.table + loop.entry] + address.stride * (t - loop.first[loop.entry])
+    return tables[address.table + t] if address.table >= 0 else address.base + address.stride * t
+
+
+class Traffic:
+    """Runs a plan forwards and backwards, and follows what is written to memory and to adjoints, place by place.
+
+    The iterations of a parallel loop may run in any order, so in each of its entries all reads must be right before all writes and after them.
+    """
+
+    def __init__(self, plan):
+        self.plan, self.program = plan, plan.program
+        self.holds = np.full(plan.size, -(1 << 40))
+        leaves = plan.constants_at + self.program.n_constants
+        self.holds[:leaves] = ~np.arange(leaves)
+        self.owes = {}  # the instruction or leaf of which a part of the adjoint stands in a place
+        self.memories, self.active = {}, {}
+        for memory in plan.found.memory:
+            at = places_of(plan, memory.address, memory.home)
+            self.memories.setdefault(memory.home, []).append((memory, at))
+            if plan.is_active(memory):
+                at = places_of(plan, memory.adjoint, memory.home)
+                self.active.setdefault(memory.home, []).append((memory, at))
+        self.stored = {site: places_of(plan, address, site.loop) for site, address in plan.stored.items()}
+        self.adjoints = {site: places_of(plan, address, site.loop) for site, address in plan.adjoints.items()}
+        self.kept = {operand: places_of(plan, address, operand.home) for operand, address in plan.kept.items()}
+
+    def run(self):
+        self.forward(self.plan.root, 0)
+        for memory in self.plan.read_back:
+            self.check(memory, places_of(self.plan, memory.address, memory.home), slice(None))
+        for site, at in self.stored.items():
+            if site in self.plan.recomputed or site.code == OUTPUT:
+                assert_array_equal(self.holds[at], site.instructions)
+        kept = np.concatenate([np.zeros(0, int), *self.kept.values()])
+        assert np.unique(kept).size == kept.size and (self.holds[kept] == -(1 << 40)).all()
+        outputs = np.arange(self.program.size - self.program.n_outputs, self.program.size)
+        assert_array_equal(self.holds[self.plan.outputs_at], outputs)
+        for place, number in zip(self.plan.output_adjoints_at.tolist(), outputs.tolist(), strict=True):
+            self.owe(place, number)
+        self.backward(self.plan.root, 0)
+        is_passive = {
+            n for site in self.plan.found.sites if site not in self.plan.active for n in site.instructions.tolist()
+        }
+        assert all(number < 0 or number in is_passive for number in self.owes.values())
+        assert max(self.owes, default=-1) < self.plan.adjoint_size
+
+    def check(self, memory, at, t):
+        assert_array_equal(self.holds[at[t]], memory.column[t])
+
+    def write(self, site, t):
+        if site in self.stored:
+            self.holds[self.stored[site][t]] = site.instructions[t]
+
+    def forward(self, loop, t):
+        for node in loop.body:
+            for memory, at in self.memories.get(loop, []):
+                if memory.first_use == node.position:
+                    self.check(memory, at, t)
+            if isinstance(node, Site):
+                self.write(node, t)
+                continue
+            own = slice(node.first[t], node.first[t + 1])
+            if node not in self.plan.parallel:
+                for k in range(own.start, own.stop):
+                    self.forward(node, k)
+                continue
+            for _ in range(2):
+                for memory, at in self.memories.get(node, []):
+                    self.check(memory, at, own)
+                for site in node.body:
+                    self.write(site, own)
+
+    def owe(self, place, number):
+        assert self.owes.setdefault(place, number) == number
+
+    def add(self, memory, at, t):
+        for place, number in zip(np.atleast_1d(at[t]).tolist(), np.atleast_1d(memory.column[t]).tolist(), strict=True):
+            assert number >= 0 or place == ~number
+            self.owe(place, number)
+
+    def pull_back(self, site, t):
+        if site in self.adjoints and site in self.plan.active:
+            at, numbers = np.atleast_1d(self.adjoints[site][t]), np.atleast_1d(site.instructions[t])
+            for place, number in zip(at.tolist(), numbers.tolist(), strict=True):
+                assert self.owes.pop(place, number) == number
+
+    def backward(self, loop, t):
+        for node in reversed(loop.body):
+            if isinstance(node, Site):
+                self.pull_back(node, t)
+            elif node not in self.plan.parallel:
+                for k in range(node.first[t + 1] - 1, node.first[t] - 1, -1):
+                    self.backward(node, k)
+            else:
+                own = slice(node.first[t], node.first[t + 1])
+                before = dict(self.owes)
+                for site in node.body:
+                    self.pull_back(site, own)
+                for memory, at in self.active.get(node, []):
+                    self.add(memory, at, own)
+                after, self.owes = self.owes, before
+                for memory, at in self.active.get(node, []):
+                    self.add(memory, at, own)
+                for site in node.body:
+                    self.pull_back(site, own)
+                assert self.owes == after
+            for memory, at in self.active.get(loop, []):
+                if memory.first_use == node.position:
+                    self.add(memory, at, t)
 
 
 # prune
@@ -231,6 +340,14 @@ def test_stages_of_loop_nests(program, length, small):
         check_stages(program_of(loop_nests.function(program), x))
 
 
+@settings(max_examples=30)
+@given(rules=loop_nests.stencils(), length=st.sampled_from(loop_nests.LENGTHS), small=st.sampled_from(SMALL))
+def test_stages_of_stencils(rules, length, small):
+    x = np.random.default_rng(0).uniform(-1.0, 1.0, 3 + length)
+    with thresholds(small):
+        check_stages(program_of(loop_nests.stencil(rules, length), x))
+
+
 def loops_of(root):
     return [loop for loop in root.loops() if loop is not root]
 
@@ -291,3 +408,48 @@ def test_too_much_distinct_code_is_refused():
     program = program_of(HARD[1][0], HARD[1][1])
     with pytest.raises(TooLargeError, match="do not repeat|distinct instructions"):
         roll(program, max_sites=50)
+
+
+@pytest.mark.parametrize("small", SMALL[:3], ids=range(3))
+@pytest.mark.parametrize("problem", PROBLEMS, ids=lambda problem: problem[0])
+def test_stages_of_problems(problem, small, rng):
+    _, f, args = problem
+    with thresholds(small):
+        check_stages(program_of(f, *args(rng)))
+
+
+def test_states_and_adjoints_of_time_stepping_stand_in_windows(rng):
+    """A linear scheme: the reverse run reads the last state alone, so two rows hold all of them, and two all adjoints."""
+    n = 60
+    with thresholds({"SMALLEST_WINDOWED": 1}):
+        plan = planned(program_of(heat.primal, *heat.make(n, rng)))
+        assert len(plan.stored) > 1 and n * n > 3000
+        assert plan.size < 8 * n
+        assert plan.adjoint_size < 4 * n
+        # Where the partials ask for all states, these stay, and adjoints do not.
+        plan = planned(program_of(heat.primal_conductivity, *heat.make_conductivity(n, rng)))
+        assert plan.size > n * (n - 1)
+        assert plan.adjoint_size < 8 * n
+
+
+def test_large_windows_stand_half_a_page_apart(rng):
+    plan = planned(program_of(heat.primal, *heat.make(200, rng)))
+    (site,) = [site for site in plan.stored if site.loop.n_iterations > 30_000]
+    at, loop = places_of(plan, plan.stored[site], site.loop), site.loop
+    begins = np.unique(at[loop.first[:-1][loop.trips == 196]])  # what is not at the ends of a row
+    assert 1 < begins.size < 5
+    assert (np.diff(begins) % 512 == 256).all()
+
+
+def test_what_is_read_at_the_end_is_not_in_a_window(rng):
+    def f(x):
+        u, first = [x[i] for i in range(40)], None
+        for step in range(40):
+            u = [u[i] + 0.1 * (u[i - 1] - u[i]) for i in range(40)]
+            first = u if step == 3 else first
+        return sum(u) + sum(first)
+
+    with thresholds({"SMALLEST_WINDOWED": 1, "SHORTEST_ENTRY": 1}):
+        plan = planned(program_of(f, rng.uniform(size=40)))
+        Traffic(plan).run()
+        assert plan.size < 400 and plan.adjoint_size < 400

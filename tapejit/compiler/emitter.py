@@ -12,7 +12,8 @@ from tapejit import layout
 from tapejit.compiler.functions import Functions
 from tapejit.compiler.nest import Loop, Node, Site
 from tapejit.compiler.operands import Carried, Constant, Memory, Operand, Scope
-from tapejit.compiler.plan import WIDEST_SHIFT, Address, Place, Plan, value_of
+from tapejit.compiler.places import Address
+from tapejit.compiler.plan import WIDEST_SHIFT, Plan, value_of
 from tapejit.compiler.prune import OUTPUT
 from tapejit.ops import POSITIVE, SELECT
 from tapejit.sweeps.lowering import constant
@@ -51,11 +52,12 @@ class Emitter:
         self.t: dict[Loop, ir.Value] = {}
         self.first: dict[Loop, ir.Value] = {}
         self.end: dict[Loop, ir.Value] = {}
-        self.bases: dict[Memory, ir.Value] = {}
+        self.bases: dict[tuple[Address, Loop], ir.Value] = {}
         self.values: dict[Any, ir.Value] = {}
         self.group: ir.Value | None = None  # the access group of the parallel loop that is being emitted
         self.n_groups = 0
         self.chunk: dict[Loop, tuple[ir.Value, ir.Value]] = {}  # a part of a loop's iterations that is being emitted
+        self.hints: ir.Value | None = None  # for LLVM, on the loop that is being emitted
         self.users = self._users()
 
     def begin(self, name: str, arguments: Sequence[str], types: Sequence[ir.Type] = ()) -> None:
@@ -121,10 +123,15 @@ class Emitter:
             first = self.table(b.add(e, number(self.plan.trips[loop])))
             end = self.table(b.add(e, number(self.plan.trips[loop] + 1)))
         self.first[loop], self.end[loop] = first, end
-        for memory in self.plan.found.memory:
-            if memory.home is loop:
-                self._prepare(memory, loop, e)
+        for address in self.addresses(loop):
+            self._prepare(address, loop, e)
         return self.chunk.get(loop, (first, end))
+
+    def addresses(self, loop: Loop) -> list[Address]:
+        """Those of all that is stored or loaded in the iterations of a loop."""
+        plan = self.plan
+        found = [memory.address for memory in plan.found.memory if memory.home is loop]
+        return [*found, *(address for site, address in plan.stored.items() if site.loop is loop)]  # type: ignore[list-item]
 
     @contextmanager
     def counting(self, first: ir.Value, end: ir.Value, step: int = 1) -> Iterator[ir.Value]:
@@ -149,7 +156,20 @@ class Emitter:
             module = self.function.module
             accesses = module.add_metadata(["llvm.loop.parallel_accesses", self.group])
             branch.set_metadata("llvm.loop", module.add_metadata([f"self {self.number_of_group}", accesses]))
+        elif self.hints is not None:
+            branch.set_metadata("llvm.loop", self.hints)
         b.position_at_end(after)
+
+    @contextmanager
+    def few(self, first: ir.Value, end: ir.Value) -> Iterator[ir.Value]:
+        """A loop of so few iterations that LLVM is told to leave it as it is."""
+        module = self.function.module
+        self.n_groups += 1
+        hints = [["llvm.loop.vectorize.width", ir.Constant(I32, 1)], ["llvm.loop.unroll.disable"]]
+        self.hints = module.add_metadata([f"self {self.number_of_group}", *map(module.add_metadata, hints)])
+        with self.counting(first, end) as t:
+            yield t
+        self.hints = None
 
     @contextmanager
     def in_parallel(self, first: ir.Value, end: ir.Value) -> Iterator[ir.Value]:
@@ -169,10 +189,12 @@ class Emitter:
             yield
 
     @contextmanager
-    def tiles(self, loop: Loop, tile: int = TILE, backwards: bool = False) -> Iterator[tuple[ir.Value, ir.Value]]:
+    def tiles(
+        self, loop: Loop, tile: int | None = TILE, backwards: bool = False
+    ) -> Iterator[tuple[ir.Value, ir.Value]]:
         """The iterations of one entry in runs of at most `tile`: (first, end) of each."""
         first, end = self.bounds(loop)
-        if 0 < loop.constant_trips <= tile:
+        if tile is None or loop.trips.max() <= tile:
             yield first, end
             return
         if backwards:
@@ -197,13 +219,11 @@ class Emitter:
     def buffered(self, buffer: ir.Value, start: ir.Value, t: ir.Value) -> ir.Value:
         return self.pointer(self.b.sub(t, start), buffer)
 
-    def _prepare(self, memory: Memory, loop: Loop, e: ir.Value) -> None:
-        """What a load needs at every entry of its loop."""
-        address = memory.address
-        assert isinstance(address, Address)
+    def _prepare(self, address: Address, loop: Loop, e: ir.Value) -> None:
+        """What an address needs at every entry of its loop."""
         if address.per_entry:
-            base = self.table(self.b.add(e, number(address.table)))
-            self.bases[memory] = self.b.sub(base, self.b.mul(self.first[loop], number(address.stride)))
+            base = self.b.add(self.table(self.b.add(e, number(address.table))), number(address.base))
+            self.bases[address, loop] = self.b.sub(base, self.b.mul(self.first[loop], number(address.stride)))
 
     def table(self, at: ir.Value) -> ir.Value:
         pointer = self.b.gep(self.tables, [at], inbounds=True, source_etype=I32)
@@ -217,16 +237,16 @@ class Emitter:
 
     # Places.
 
-    def address(self, memory: Memory) -> ir.Value:
-        """Where a load finds its value in this iteration."""
-        address, b = memory.address, self.b
-        assert isinstance(address, Address)
-        t = self.t[memory.home]
-        if address.per_entry:
-            return b.add(self.bases[memory], b.mul(t, number(address.stride)))
-        if address.table >= 0:
+    def place(self, address: Address, loop: Loop) -> ir.Value:
+        """Where it is in this iteration of a loop."""
+        b, t = self.b, self.t[loop]
+        if address.table >= 0 and not address.per_entry:
             return self.table(b.add(t, number(address.table)))
-        return b.add(number(address.base), b.mul(t, number(address.stride)))
+        return b.add(self.origin(address, loop), b.mul(t, number(address.stride)))
+
+    def origin(self, address: Address, loop: Loop) -> ir.Value:
+        """Where iteration 0 would be, as seen from this entry."""
+        return self.bases[address, loop] if address.per_entry else number(address.base)
 
     def array_of(self, memory: Memory) -> ir.Value:
         """The array that a load is from."""
@@ -234,9 +254,6 @@ class Emitter:
 
     def is_input(self, memory: Memory) -> bool:
         return self.number == DOUBLE and self.plan.is_input(memory)
-
-    def place(self, place: Place, loop: Loop) -> ir.Value:
-        return self.b.add(number(place.base), self.b.mul(self.t[loop], number(place.stride)))
 
     def load(self, at: ir.Value, array: ir.Value | None = None) -> ir.Value:
         return self.marked(self.b.load(self.pointer(at, array), typ=self.number))
@@ -257,7 +274,8 @@ class Emitter:
             case Scope(site=site):
                 return self.values[site]
             case Memory() if operand not in self.values:
-                self.values[operand] = self.load(self.address(operand), self.array_of(operand))
+                assert isinstance(operand.address, Address)
+                self.values[operand] = self.load(self.place(operand.address, operand.home), self.array_of(operand))
         return self.values[operand]
 
     def value(self, site: Site, check: bool) -> ir.Value:

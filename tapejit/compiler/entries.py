@@ -44,9 +44,24 @@ def call_reverse(typingctx, function, inputs, memory, input_adjoints, adjoints, 
 
 
 @kernel
-def _rows(forward, reverse, tables, memory, adjoint, sizes, inputs, parameters, seed, outputs_at, values, bars, failed):
+def _rows(
+    forward,
+    reverse,
+    tables,
+    memory,
+    adjoint,
+    sizes,
+    inputs,
+    parameters,
+    seed,
+    outputs_at,
+    seeds_at,
+    values,
+    bars,
+    failed,
+):
     """Run a kernel for every row of `inputs`; marks those for which the interpreter must be asked."""
-    n_inputs, n_active, parameters_at = sizes
+    n_inputs, adjoint_size, parameters_at = sizes
     for row in range(inputs.shape[0]):
         memory[:n_inputs] = inputs[row]
         if parameters.shape[0] > 0:
@@ -57,9 +72,9 @@ def _rows(forward, reverse, tables, memory, adjoint, sizes, inputs, parameters, 
             values[row, i] = memory[outputs_at[i]]
         if bars.shape[0] == 0 or failed[row]:
             continue
-        adjoint[:n_active] = 0.0
-        for i in range(outputs_at.size):
-            adjoint[outputs_at[i]] = seed[i]
+        adjoint[:adjoint_size] = 0.0
+        for i in range(seeds_at.size):
+            adjoint[seeds_at[i]] = seed[i]
         failed[row] = (
             call_reverse(
                 reverse, memory.ctypes.data, memory.ctypes.data, adjoint.ctypes.data, adjoint.ctypes.data, tables
@@ -73,7 +88,7 @@ def _rows(forward, reverse, tables, memory, adjoint, sizes, inputs, parameters, 
         if total != 0.0:
             failed[row] = True
     if bars.shape[0] > 0:
-        adjoint[:n_active] = 0.0  # as `Kernel.run` expects what it is given back
+        adjoint[:adjoint_size] = 0.0  # as `Kernel.run` expects what it is given back
 
 
 def run_rows(
@@ -108,11 +123,12 @@ def run_rows(
             made.tables.ctypes.data,
             work.memory,
             adjoint,
-            (made.n_inputs, made.n_active, made.parameters_at),
+            (made.n_inputs, made.adjoint_size, made.parameters_at),
             inputs,
             parameters,
             seed,
             made.outputs_at,
+            made.output_adjoints_at,
             values,
             bars,
             failed,
@@ -130,8 +146,8 @@ def as_numba_function(made: Kernel, parameters: np.ndarray, is_scalar: bool) -> 
     _PINNED.append((made, fixed))
     forward, reverse, tables = made.linked.address("forward"), made.linked.address("reverse"), made.tables.ctypes.data
     fixed_address, n_fixed, fixed_at = fixed.ctypes.data, fixed.size, made.parameters_at
-    size, n_active, n_inputs, output_at = made.size + 8, made.n_active, made.n_inputs, int(made.outputs_at[0])
-    adjoint_size = made.adjoint_size + 8
+    size, n_inputs, output_at = made.size + 8, made.n_inputs, int(made.outputs_at[0])
+    adjoint_size, seed_at = made.adjoint_size + 8, int(made.output_adjoints_at[0])
 
     @numba.njit(nogil=True, error_model="numpy")
     def evaluate(memory, gradient):
@@ -139,9 +155,8 @@ def as_numba_function(made: Kernel, parameters: np.ndarray, is_scalar: bool) -> 
             memory[fixed_at + i] = load_float(fixed_address, i)
         status = call_forward(forward, memory.ctypes.data, memory.ctypes.data, tables)
         if status == 0:
-            adjoint = np.empty(adjoint_size)
-            adjoint[:n_active] = 0.0
-            adjoint[output_at] = 1.0
+            adjoint = np.zeros(adjoint_size)
+            adjoint[seed_at] = 1.0
             status = call_reverse(
                 reverse, memory.ctypes.data, memory.ctypes.data, adjoint.ctypes.data, adjoint.ctypes.data, tables
             )

@@ -158,6 +158,9 @@ class Forward(Chunks):
         for carried in others:
             slots[carried] = self.slot()
             b.store(self.read(carried.start), slots[carried])
+        for carried in split.delayed:
+            slots[carried] = self.slot()
+            b.store(self.read(carried.start), slots[carried])
         buffers = {site: self.buffer() for site in split.parallel if site in added}
         whole = [(carried, chain[0]) for carried, chain in chains if carried in lost]
         repeated = {
@@ -169,9 +172,13 @@ class Forward(Chunks):
             with self.counting(number(0), number(TILE)) as i:
                 b.store(self.values[site], self.pointer(i, buffer))
         addends = {**buffers, **repeated}
-        with self.tiles(loop) as (start, stop):
+        with self.tiles(loop, TILE if addends else None) as (start, stop):
             with self.in_parallel(start, stop) as t:
                 self.t[loop] = t
+                for carried in split.delayed:
+                    self.values[carried] = b.load(slots[carried], typ=self.number)
+                    if carried in plan.kept:
+                        self.store(self.values[carried], self.place(plan.kept[carried], loop))
                 for site in split.parallel:
                     value = self.values[site] = self.value(site, check=True)
                     if site in plan.stored:
@@ -180,6 +187,8 @@ class Forward(Chunks):
                     if site in buffers:
                         self.marked(b.store(value, self.buffered(buffers[site], start, t)))
                     self.guard(site, value)
+                for carried in split.delayed:
+                    b.store(self.values[carried.source], slots[carried])
             self.forget(loop)
             for site in later:
                 part = self._tile_sum(addends[site.operands[1].site], b.sub(stop, start))

@@ -79,14 +79,15 @@ class Kernel:
     def _load(self, plan: Plan, linked: Linked, n_threads: int) -> None:
         program = plan.program
         self.linked = linked
-        self.size, self.adjoint_size, self.n_active = plan.size, plan.adjoint_size, plan.n_active
+        self.size, self.adjoint_size = plan.size, plan.adjoint_size
         self.n_inputs, self.n_parameters = program.n_inputs, program.n_parameters
         self.parameters_at, self.constants_at = plan.parameters_at, plan.constants_at
         self.constants = np.append(program.constants, np.zeros(int(plan.threaded)))  # and where the team goes
         self.n_threads, self._team_at = (n_threads if plan.threaded and plan.shared else 1), plan.team_at
         self.inputs_apart = plan.inputs_apart
-        self.outputs_at = plan.outputs_at
+        self.outputs_at, self.output_adjoints_at = plan.outputs_at, plan.output_adjoints_at
         self._place: Any = _place(plan.outputs_at)
+        self._seed_place: Any = _place(plan.output_adjoints_at)
         self.tables = np.ascontiguousarray(plan.tables())
         self._tables_at = self.tables.ctypes.data
         self._forward = _Forward(linked.address("forward"))
@@ -172,7 +173,7 @@ class Kernel:
         adjoint = work.adjoint
         if adjoint is None:
             adjoint = work.add_adjoint(self)
-        adjoint[self._place] = seeds
+        adjoint[self._seed_place] = seeds
         if inputs_at is not None:
             out = np.zeros(self.n_inputs)
             out_at = out.__array_interface__["data"][0]

@@ -44,6 +44,7 @@ def _rows_in_lanes(
     inputs,
     parameters,
     outputs_at,
+    seeds_at,
     values,
     bars,
     failed,
@@ -67,7 +68,7 @@ def _rows_in_lanes(
             for lane in range(n):
                 values[start + lane, i] = memory[outputs_at[i], lane]
             for lane in range(n_lanes):
-                adjoint[outputs_at[i], lane] = 1.0
+                adjoint[seeds_at[i], lane] = 1.0
         address = adjoint.ctypes.data
         status |= call_reverse(reverse, memory.ctypes.data, memory.ctypes.data, address, address, tables)
         for lane in range(n):
@@ -114,6 +115,7 @@ def run_in_lanes(
         inputs,
         parameters,
         made.outputs_at,
+        made.output_adjoints_at,
         values,
         bars,
         failed,

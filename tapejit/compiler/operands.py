@@ -70,13 +70,15 @@ class Carried:
 class Memory:
     """Values in memory: instruction or leaf ``column[t]`` in iteration t of `home`.
 
-    `first_use` is the position in the body of `home` of the first node that reads it: what it reads was stored before.
+    `first_use` is the position in the body of `home` of the first node that reads it: what it reads was stored before. The plan adds where the values
+    stand, and their adjoints.
     """
 
     home: Loop
     column: np.ndarray
     first_use: int
     address: object = field(default=None, repr=False)
+    adjoint: object = field(default=None, repr=False)
 
 
 Operand: TypeAlias = Constant | Scope | Result | Carried | Memory

@@ -5,17 +5,22 @@ into an iteration, results of inner loops), and results that cost more to recomp
 backwards, recomputes in each iteration what the partials need, and hands adjoints on in registers; those of values that are read through memory
 are added up there.
 
-Memory is one array of doubles, every value at a place of its own:
+Memory is one array of doubles, adjoints are another:
 
-| inputs | active stored values | parameters | constants | passive stored values, carried values, results |
+| inputs | parameters | constants | carried values, results | stored values |
 |---|---|---|---|---|
 
-The adjoints have an array of their own with the same places. Where every load is either of inputs or of other values (`Plan.inputs_apart`), inputs
-and their adjoints stay where the caller has them, and their places in memory are not used.
+| inputs | what active loads read, though it is passive | active stored values |
+|---|---|---|
+
+What the reverse kernel reads has a place of its own; other stored values, and all adjoints, may stand in windows (see `tapejit.compiler.windows`).
+Where every load is either of inputs or of other values (`Plan.inputs_apart`), inputs and their adjoints stay where the caller has them, and their
+places in memory are not used.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -23,13 +28,14 @@ import numpy as np
 from tapejit import layout, ops
 from tapejit.compiler.nest import Loop, Site
 from tapejit.compiler.operands import Carried, Memory, Operand, Result, Scope, classify
+from tapejit.compiler.places import CONTIGUOUS, Address, Layout, Tables
 from tapejit.compiler.prune import EXPECTS_FALSE, EXPECTS_TRUE, OUTPUT
 from tapejit.compiler.sharing import Sharing, find_copies, identity, is_whole_sum, shared
+from tapejit.compiler.windows import Run
 from tapejit.expressions import Tree, names, parse
 from tapejit.ops import ADD, SELECT, SUB
-from tapejit.sweeps.kernel import kernel
 
-__all__ = ["WIDEST_SHIFT", "Address", "Place", "Plan", "Split", "identity", "partials_of", "value_of"]
+__all__ = ["WIDEST_SHIFT", "Plan", "Split", "identity", "partials_of", "value_of"]
 
 # Recomputed rather than kept, if their operands are there: a few cycles each.
 _CHEAP = {"positive", "add", "sub", "mul", "div", "neg", "square", "cube", "reciprocal", "sqrt", "length", "abs", "sign", "floor", "ceil", "rint",
@@ -39,30 +45,10 @@ _CHEAP = {"positive", "add", "sub", "mul", "div", "neg", "square", "cube", "reci
 SMALLEST_TILED = 128  # iterations times sites of an entry that is worth tiles; half of all iterations must be in such
 LONGEST_BODY = 500  # sites in the body of one that is
 FEWEST_PACKED = 4  # calls of one function
+LARGEST_STENCIL = 64  # sites that are evaluated for one iteration, over and over for every load
+_DIVISIONS = {"div", "reciprocal", "sqrt", "length"}
+DIVISION = 8  # sites that one of these counts for
 WIDEST_SHIFT = 8  # between loads whose adjoints are added up together
-CONTIGUOUS = 8  # stored values of one loop up to which each has an array of its own; above, those of an iteration stand side by side
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a value of iteration t stands: ``base + stride * t``."""
-
-    base: int
-    stride: int
-
-
-@dataclass(frozen=True)
-class Address:
-    """Where a load of iteration t, in entry e, finds its value.
-
-    ``base + stride * t`` if there is no table; ``bases[e] + stride * (t - first[e])`` for a table of entries; ``table[t]`` for one of iterations.
-    `table` is its place among all tables, -1 if there is none.
-    """
-
-    base: int = 0
-    stride: int = 0
-    table: int = -1
-    per_entry: bool = False
 
 
 def value_of(code: int) -> Tree:
@@ -72,55 +58,6 @@ def value_of(code: int) -> Tree:
 
 def partials_of(code: int) -> tuple[Tree, ...]:
     return ops.partial_trees(ops.op_coded(code).name)
-
-
-@kernel
-def _addresses(column, leaf_shift, n_inputs, base, stride, site_of, iteration_of, out):
-    """Where each instruction or leaf of a column stands."""
-    for t in range(column.size):
-        v = column[t]
-        if v < 0:
-            leaf = -v - 1
-            out[t] = leaf if leaf < n_inputs else leaf + leaf_shift
-        else:
-            site = site_of[v]
-            out[t] = base[site] + stride[site] * iteration_of[v]
-
-
-@kernel
-def _affine(address, first):
-    """Whether addresses walk at one stride: over all iterations, within entries; gives (over all, within, stride)."""
-    n = address.size
-    everywhere, within = True, True
-    stride = np.int64(0)
-    known = False
-    e = 1
-    for t in range(1, n):
-        d = address[t] - address[t - 1]
-        starts = e < first.size and first[e] == t
-        if starts:
-            e += 1
-        if not known and not starts:
-            stride, known = d, True
-            for s in range(1, t):  # the entries of one iteration before
-                if address[s] - address[s - 1] != stride:
-                    everywhere = False
-        elif known and d != stride:
-            everywhere = False
-            if not starts:
-                within = False
-                break
-    if not known:
-        everywhere = n < 2
-        if n >= 2:
-            stride = address[1] - address[0]
-            everywhere = True
-            for t in range(2, n):
-                if address[t] - address[t - 1] != stride:
-                    everywhere = False
-            if not everywhere:
-                stride = np.int64(0)
-    return everywhere, within, stride
 
 
 @dataclass(frozen=True)
@@ -135,12 +72,15 @@ class Split:
         Each sum, and the additions of one iteration to it.
     carried, serial : list of Carried, list of Site
         What else is carried, and what depends on it: one iteration after the other.
+    delayed : list of Carried
+        What is carried but computed in the parallel part, so that every iteration could compute that of the one before.
     """
 
     parallel: list[Site]
     chains: list[tuple[Carried, list[Site]]]
     carried: list[Carried]
     serial: list[Site]
+    delayed: list[Carried] = field(default_factory=list)
 
     @property
     def handed_over(self) -> list[Site]:
@@ -162,28 +102,27 @@ class Plan:
     threaded: bool = False
     active: set[Site] = field(default_factory=set)
     recomputed: set[Site] = field(default_factory=set)
-    stored: dict[Site, Place] = field(default_factory=dict)
-    kept: dict[Carried | Result, Place] = field(default_factory=dict)
-    addends: dict[Site | Result, Place] = field(default_factory=dict)
+    stored: dict[Site, Address] = field(default_factory=dict)
+    adjoints: dict[Site, Address] = field(default_factory=dict)  # of active stored sites
+    kept: dict[Carried | Result, Address] = field(default_factory=dict)
+    addends: dict[Site | Result, Address] = field(default_factory=dict)
     trips: dict[Loop, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.root, self.program = self.found.root, self.found.program
-        self._tables: list[np.ndarray] = []
+        self._tables = Tables()
         self._bases: dict[Memory, np.ndarray] = {}
         self.of_inputs: set[Memory] = set()  # loads of inputs and nothing else
         self.inputs_apart = True  # whether no load is of inputs now and of something else then
-        self._n_table = 0
         self._producers = {memory: self._producers_of(memory) for memory in self.found.memory}
         self._find_active()
         self._find_needed()
-        self.parallel = {loop: split for loop in self.root.loops() if (split := self._split(loop)) is not None}
+        self.parallel = self._splits(self.root.loops())
         self.shared: dict[Loop, Sharing] = {}
         if self.in_chunks:
             self.shared = {loop: found for loop in self.root.loops() if (found := shared(self, loop)) is not None}
         self.threaded = self.threaded and bool(self.shared)
         self._lay_out()
-        self._find_addresses()
 
     # Activity.
 
@@ -262,6 +201,7 @@ class Plan:
                 if "v" in read:
                     waiting.append(Scope(site))
         self.needed: set[Carried | Result] = set()
+        self.read_back: set[Memory] = set()  # by the reverse kernel
         self.stores: set[Site] = {site for site in self.found.sites if site.code == OUTPUT}
         for memory in self.found.memory:
             self.stores.update(self._producers[memory][1])
@@ -275,25 +215,37 @@ class Plan:
                         waiting += site.operands
                 case (Carried() | Result()) as operand:
                     self.needed.add(operand)
+                case Memory() as operand:
+                    self.read_back.add(operand)
 
     # Parallel loops.
 
-    def _split(self, loop: Loop) -> Split | None:
-        """How an innermost loop splits into a parallel part and sums, None if it does not."""
+    def _splits(self, loops: Iterable[Loop], may_delay: bool = True) -> dict[Loop, Split]:
+        """How innermost loops split into a parallel part and sums; those that do not are left out."""
+        splits = {}
+        for loop in loops:
+            split = self._split(loop, True) if may_delay else None
+            split = self._split(loop, False) if split is None else split
+            if split is not None:
+                splits[loop] = split
+        return splits
+
+    def _split(self, loop: Loop, delays: bool) -> Split | None:
+        """How one loop does; `delays`: something that is computed in the parallel part may be carried, and nothing else but sums."""
         in_long = int(loop.trips[loop.trips * len(loop.body) >= SMALLEST_TILED].sum())
         if loop.loop is None or 2 * in_long < loop.n_iterations or len(loop.body) > LONGEST_BODY:
             return None
         sites = [node for node in loop.body if isinstance(node, Site)]
         if len(sites) < len(loop.body) or not self._reads_from_before(loop):
             return None
-        serial: set[Site] = set()
-        for site in sites:
-            if any(o in serial if isinstance(o, Site) else _is_carried(o, loop) for o in map(identity, site.operands)):
-                serial.add(site)
+        carried_here = [carried for carried in self.found.carried if carried.home is loop]
+        serial = _dependent(sites, carried_here)
+        delayed = [carried for carried in carried_here if carried.source not in serial] if delays else []
+        serial = _dependent(sites, [carried for carried in carried_here if carried not in delayed])
         results = {result.site for result in self.found.results}
         chains, others = [], []
-        for carried in self.found.carried:
-            if carried.home is loop:
+        for carried in carried_here:
+            if carried not in delayed:
                 chain = self._chain(carried, [site for site in sites if site in serial])
                 if chain is None or results & set(chain[:-1]):
                     others.append(carried)
@@ -302,11 +254,13 @@ class Plan:
         summed = {site for _, chain in chains for site in chain}
         parallel = [site for site in sites if site not in serial]
         rest = [site for site in sites if site in serial and site not in summed]
+        if delays and (not delayed or others or rest):
+            return None
         is_costly = any(ops.op_coded(site.code).name not in _CHEAP for site in parallel if site.code != OUTPUT)
         n_scattered = sum(self._is_scattered(memory) for memory in self.found.memory if memory.home is loop)
         if not is_costly and (4 * n_scattered > len(parallel) or ((others or rest) and len(parallel) < 2 * len(rest))):
             return None
-        return Split(parallel, chains, others, rest)
+        return Split(parallel, chains, others, rest, delayed)
 
     def _is_scattered(self, memory: Memory) -> bool:
         """Whether a load of an iteration is not next to that of the one before, as far as is known before places are."""
@@ -370,54 +324,65 @@ class Plan:
     # Memory.
 
     def _lay_out(self) -> None:
-        program = self.program
-        self.n_active = program.n_inputs
-        groups: dict[tuple[bool, Loop], list] = {}
-        for site in self.found.sites:
-            if site in self.stores:
-                groups.setdefault((site in self.active, site.loop), []).append(site)  # type: ignore[arg-type]
-        for operand in [*self.found.carried, *self.found.results]:
-            if operand in self.needed:
-                groups.setdefault((False, operand.home), []).append(operand)
-        end = program.n_inputs
-        for (is_active, loop), items in groups.items():
-            if is_active:
-                end = self._place(items, loop, end)
-        self.n_active = end
-        self.leaf_shift = end - program.n_inputs
-        self.parameters_at = end
-        self.constants_at = end + program.n_parameters
+        program, found = self.program, self.found
+        run = Run(found, {*self.parallel, *self.shared})
+        outputs = {site for site in found.sites if site.code == OUTPUT}
+        self.parameters_at = program.n_inputs
+        self.constants_at = self.parameters_at + program.n_parameters
         self.team_at = self.constants_at + program.n_constants  # the address of the threads that help
-        end = self.team_at + self.threaded
-        for (is_active, loop), items in groups.items():
-            if not is_active:
-                end = self._place(items, loop, end)
+        end = n_leaves = self.team_at + self.threaded
+        for operand in [*found.carried, *found.results]:
+            if operand in self.needed:
+                self.kept[operand] = Address(end, 1)
+                end += operand.home.n_iterations
+
+        values = Layout(found, self._tables, end)
+        values.add(self.stores, outputs | self.recomputed)
+        self.stored, self.size = values.fold(found.memory, run, self.read_back)
         if self.threaded:
-            end = self._place_addends(end)
-        self.size = end
-        outputs = [site for site in self.found.sites if site.code == OUTPUT]
-        self.outputs_at = np.empty(program.n_outputs, np.int64)
-        for site in outputs:
-            place = self.stored[site]
-            at = site.instructions - (program.size - program.n_outputs)
-            self.outputs_at[at] = place.base + place.stride * np.arange(at.size)
+            self._place_addends()
+        for memory in found.memory:
+            memory.address = values.address(memory)
+            reads_inputs, producers = self._producers[memory]
+            if reads_inputs and not producers and (~memory.column < program.n_inputs).all():
+                self.of_inputs.add(memory)
+            elif reads_inputs:
+                self.inputs_apart = False
 
-    def _place(self, items: list, loop: Loop, start: int) -> int:
-        """Give sites, carried values and results of one loop their places from `start` on; gives the end."""
-        n = loop.n_iterations
-        apart = len(items) <= CONTIGUOUS
-        for k, item in enumerate(items):
-            place = Place(start + k * n, 1) if apart else Place(start + k, len(items))
-            (self.stored if isinstance(item, Site) else self.kept)[item] = place
-        return start + n * len(items)
+        active = [memory for memory in found.memory if self.is_active(memory)]
+        passive = {site for memory in active for site in self._producers[memory][1]} | outputs
+        passive -= self.active
+        reads_leaves = any((~memory.column >= program.n_inputs).any() for memory in active)
+        adjoints = Layout(found, self._tables, n_leaves if reads_leaves else program.n_inputs)
+        adjoints.add(passive, passive)  # nothing clears these, and nothing reads them
+        adjoints.add(self.stores & self.active, outputs)
+        self.adjoints, self.adjoint_size = adjoints.fold(active, run)
+        for memory in active:
+            memory.adjoint = adjoints.address(memory)
+            self._bases[memory] = adjoints.places(memory)[memory.home.first[:-1]]
+        self._share({memory: adjoints.places(memory) for memory in active})
 
-    def _place_addends(self, end: int) -> int:
+        self.stencils = {
+            loop: stencil
+            for loop, split in self.parallel.items()
+            if (stencil := self._stencil(loop, split)) is not None
+        }
+        tiled = [loop for loop, split in self.parallel.items() if split.delayed and loop not in self.stencils]
+        for loop in tiled:  # tiles do not know how to delay
+            del self.parallel[loop]
+        self.parallel |= self._splits(tiled, may_delay=False)
+        self.outputs_at, self.output_adjoints_at = self._outputs_at(self.stored), self._outputs_at(self.adjoints)
+        for loop in self.root.loops():
+            if not loop.constant_trips:
+                self.trips[loop] = self._tables.add(loop.first)
+
+    def _place_addends(self) -> None:
         """Places for what is added when the chunks of a loop are done; for the sum of a block, the sums of its tiles."""
         for loop, sharing in self.shared.items():
             whole = self.whole_sums(loop)
             for site in whole:
-                self.addends[site] = Place(end, 1)
-                end += -(-loop.n_iterations // layout.TILE)
+                self.addends[site] = Address(self.size, 1)
+                self.size += -(-loop.n_iterations // layout.TILE)
             one_by_one = {
                 identity(o) for site in sharing.parts.difference(whole) if isinstance(site, Site) for o in site.operands
             }
@@ -425,53 +390,20 @@ class Plan:
                 if addend in one_by_one:
                     home = addend.home if isinstance(addend, Result) else addend.loop
                     assert home is not None
-                    self.addends[addend] = Place(end, 1)
-                    end += home.n_iterations
-        return end
+                    self.addends[addend] = Address(self.size, 1)
+                    self.size += home.n_iterations
 
     def whole_sums(self, loop: Loop) -> list[Site]:
         """The additions of a parallel loop that are the sum of a block each."""
         split = self.parallel.get(loop)
         return [chain[0] for carried, chain in split.chains if is_whole_sum(carried, chain)] if split else []
 
-    def _find_addresses(self) -> None:
-        found = self.found
-        n_inputs = self.program.n_inputs
-        # How many places adjoints are written to.
-        self.adjoint_size = max(self.n_active, int(self.outputs_at.max(initial=-1)) + 1)
-        addresses: dict[Memory, np.ndarray] = {}
-        base, stride = np.zeros(len(found.sites), np.int64), np.zeros(len(found.sites), np.int64)
-        for site, place in self.stored.items():
-            base[site.number], stride[site.number] = place.base, place.stride
-        for memory in found.memory:
-            address = np.empty(memory.column.size, np.int64)
-            _addresses(
-                memory.column,
-                self.leaf_shift,
-                self.program.n_inputs,
-                base,
-                stride,
-                found.site_of,
-                found.iteration_of,
-                address,
-            )
-            memory.address = self._fitted(address, memory.home)
-            if self.is_active(memory):
-                self.adjoint_size = max(self.adjoint_size, int(address.max()) + 1)
-            if not self._producers[memory][1] and (address < n_inputs).all():
-                self.of_inputs.add(memory)
-            elif (address < n_inputs).any():
-                self.inputs_apart = False
-            self._bases[memory] = address[memory.home.first[:-1]]
-            if self.shared:
-                addresses[memory] = address
-        for loop in self.root.loops():
-            if not loop.constant_trips:
-                self.trips[loop] = self._table(loop.first)
+    def _share(self, places: dict[Memory, np.ndarray]) -> None:
+        """Places for what each chunk of a shared loop adds up for itself, after all adjoints."""
         self.shared = {
-            loop: sharing for loop, sharing in self.shared.items() if find_copies(self, loop, sharing, addresses)
+            loop: sharing for loop, sharing in self.shared.items() if find_copies(self, loop, sharing, places)
         }
-        self.edges = {loop: self._table(sharing.edges) for loop, sharing in self.shared.items()}
+        self.edges = {loop: self._tables.add(sharing.edges) for loop, sharing in self.shared.items()}
         self.copies_at: dict[Loop, list[int]] = {}
         self.sums_at: dict[Loop, int] = {}
         for loop, sharing in self.shared.items():
@@ -496,28 +428,28 @@ class Plan:
                 visit(operand)
         return len(found)
 
-    def _fitted(self, address: np.ndarray, home: Loop) -> Address:
-        everywhere, within, stride = _affine(address, home.first)
-        if everywhere:
-            return Address(int(address[0]), int(stride) if address.size > 1 else 0)
-        if within:
-            bases = address[home.first[:-1]]
-            return Address(stride=int(stride), table=self._table(bases), per_entry=True)
-        return Address(table=self._table(address))
+    def _outputs_at(self, places: dict[Site, Address]) -> np.ndarray:
+        """Where the outputs stand, one after the other: (m,)."""
+        program = self.program
+        at = np.empty(program.n_outputs, np.int64)
+        for site in places:
+            if site.code == OUTPUT:  # these stay for the whole run
+                place, t = places[site], np.arange(site.instructions.size)
+                at[site.instructions - (program.size - program.n_outputs)] = place.base + place.stride * t
+        return at
 
     def shifts(self, loop: Loop, memories: list[Memory]) -> list[list[tuple[Memory, int]]]:
         """Groups of loads in `loop` that mostly walk side by side: each with its distance, in strides, from the first of its group."""
         groups: list[list[tuple[Memory, int]]] = []
         starts: list[np.ndarray] = []
-        first = loop.first[:-1]
         for memory in memories:
-            address = memory.address
+            address = memory.adjoint
             assert isinstance(address, Address)
             if address.stride == 0 or (address.table >= 0 and not address.per_entry):
                 continue
-            own = self._bases[memory] if address.per_entry else address.base + address.stride * first
+            own = self._bases[memory]
             for group, start in zip(groups, starts, strict=True):
-                leader = group[0][0].address
+                leader = group[0][0].adjoint
                 assert isinstance(leader, Address)
                 distances = own - start
                 usual = int(np.median(distances[loop.trips == loop.trips.max()]))
@@ -534,19 +466,59 @@ class Plan:
             if len(group) > 1 and max(k for _, k in group) - min(k for _, k in group) <= WIDEST_SHIFT
         ]
 
-    def _table(self, numbers: np.ndarray) -> int:
-        at = self._n_table
-        self._tables.append(numbers)
-        self._n_table += numbers.size
-        return at
+    def _stencil(self, loop: Loop, split: Split) -> tuple[list[list[tuple[Memory, int]]], bool] | None:
+        """The active loads of a loop in groups that walk side by side, if that is all that takes adjoints and partials are cheap; None otherwise.
+
+        The second is whether those of a group are at their distances in all entries, not only in most.
+        """
+        sites = [*split.parallel, *(site for _, chain in split.chains for site in chain)]
+        taking = [o for site in sites if site in self.active for _, o in self.flows(site) if self.is_active(o)]
+        memories = [memory for memory in self.found.memory if memory.home is loop and memory in taking]
+        outside = any((o.site.loop if isinstance(o, Scope) else o.home) is not loop for o in taking)  # type: ignore[union-attr]
+        if outside or not memories or split.carried or split.serial:
+            return None
+        called = [ops.op_coded(site.code).name for site in sites if site.code != OUTPUT]
+        if not _CHEAP.issuperset(called):
+            return None
+        groups: list[list[tuple[Memory, int]]] = []
+        for of_inputs in (True, False):
+            own = [memory for memory in memories if self.is_input(memory) is of_inputs]
+            groups += self.shifts(loop, own)
+        grouped = {memory for group in groups for memory, _ in group}
+        groups += [[(memory, 0)] for memory in memories if memory not in grouped]
+        copied = (
+            {memory for memories, _, _ in self.shared[loop].copied for memory in memories}
+            if loop in self.shared
+            else set()
+        )
+        if any(len({memory in copied for memory, _ in group}) > 1 for group in groups):
+            return None
+        usual = np.ones(loop.n_entries, np.bool_)
+        for group in groups:
+            leader = group[0][0]
+            for memory, shift in group:
+                address = memory.adjoint
+                assert isinstance(address, Address)
+                if address.stride == 0 or (address.table >= 0 and not address.per_entry):
+                    return None
+                usual &= self._bases[memory] - self._bases[leader] == shift * address.stride
+        if 4 * int(loop.trips[usual].sum()) < 3 * loop.n_iterations:
+            return None
+        n_evaluations = sum(len(group) for group in groups) * (2 if split.delayed else 1)
+        cost = sum(DIVISION if name in _DIVISIONS else 1 for name in called)
+        if n_evaluations * cost > LARGEST_STENCIL:
+            return None
+        return groups, bool(usual.all())
 
     def tables(self) -> np.ndarray:
         """All tables one after the other, int32."""
-        joined = np.concatenate([np.zeros(1, np.int64), *self._tables])[1:] if self._tables else np.zeros(1, np.int64)
-        if joined.size and joined.max() > np.iinfo(np.int32).max:
-            raise OverflowError("addresses beyond 2**31")
-        return joined.astype(np.int32)
+        return self._tables.joined()
 
 
-def _is_carried(operand: Operand, loop: Loop) -> bool:
-    return isinstance(operand, Carried) and operand.home is loop
+def _dependent(sites: list[Site], carried: list[Carried]) -> set[Site]:
+    """The sites of a body that depend on something carried."""
+    dependent: set[Operand | Site] = set(carried)
+    for site in sites:
+        if any(identity(operand) in dependent for operand in site.operands):
+            dependent.add(site)
+    return {site for site in sites if site in dependent}

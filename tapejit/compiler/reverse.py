@@ -14,10 +14,12 @@ from tapejit.compiler.emitter import LANES, number
 from tapejit.compiler.functions import Functions
 from tapejit.compiler.nest import Loop, Node, Site
 from tapejit.compiler.operands import Carried, Constant, Memory, Operand, Result, Scope
-from tapejit.compiler.plan import Address, Plan, partials_of
+from tapejit.compiler.places import Address
+from tapejit.compiler.plan import Plan, partials_of
 from tapejit.compiler.prune import OUTPUT
 from tapejit.compiler.sharing import Sharing
-from tapejit.compiler.tiles import Passing, Tiles
+from tapejit.compiler.stencils import Stencils
+from tapejit.compiler.tiles import Passing
 from tapejit.expressions import names
 from tapejit.ops import CHAIN, DIV, POSITIVE, SELECT
 
@@ -26,7 +28,7 @@ __all__ = ["Reverse"]
 SMALLEST_TILE = 128  # iterations times sites below which an entry of a parallel loop goes backwards one by one
 
 
-class Reverse(Tiles):
+class Reverse(Stencils):
     name, arguments = "reverse", ("inputs", "memory", "input_adjoints", "adjoints", "tables")
 
     def __init__(self, plan: Plan, module: ir.Module, functions: Functions) -> None:
@@ -37,6 +39,12 @@ class Reverse(Tiles):
 
     def use(self, arguments: Sequence[ir.Value]) -> None:
         self.inputs, self.memory, self.input_adjoints, self.adjoints, self.tables = arguments
+
+    def addresses(self, loop: Loop) -> list[Address]:
+        plan = self.plan
+        found = [memory.adjoint for memory in plan.found.memory if memory.home is loop and memory.adjoint is not None]
+        own = [address for site, address in plan.adjoints.items() if site.loop is loop]
+        return [*super().addresses(loop), *found, *own]  # type: ignore[list-item]
 
     def _outside(self) -> dict[Loop, list[Any]]:
         """For each loop what comes from outside and takes adjoints in it."""
@@ -107,9 +115,10 @@ class Reverse(Tiles):
         g = self.bar.pop(site, None)
         if site in plan.stored:
             # Now, not earlier: something later in this iteration may have added to it. And cleared for the next call.
-            place = self.place(plan.stored[site], site.loop)
+            place = self.place(plan.adjoints[site], site.loop)
             stored = self.load(place, self.adjoints)
-            self.store(self.zero, place, self.adjoints)
+            if self.clears:
+                self.store(self.zero, place, self.adjoints)
             g = stored if g is None else b.fadd(stored, g)
         if g is None:
             return
@@ -184,20 +193,28 @@ class Reverse(Tiles):
         b = self.b
         split = self.parallel.get(loop)
         shortest = max(LANES, SMALLEST_TILE // len(loop.body))
-        if split is None or loop.trips.max() < shortest:
+        is_stencil = split is not None and loop in self.plan.stencils
+        if split is None or (loop.trips.max() < shortest and not is_stencil):
             self._one_by_one(loop, passing)
-        elif loop.trips.min() >= shortest:
-            self._tiled(loop, split, passing)
         else:
+            together = self._gathered if is_stencil else self._tiled
             first, end = self.bounds(loop)
-            known = dict(self.values)
-            with b.if_else(b.icmp_signed("<", b.sub(end, first), number(shortest))) as (short, long):
-                with short:
-                    self._one_by_one(loop, passing)
-                self.values = dict(known)
-                with long:
-                    self._tiled(loop, split, passing)
-                self.values = known
+            if is_stencil:
+                apart = self._differs(loop)
+            else:
+                is_short = b.icmp_signed("<", b.sub(end, first), number(shortest))
+                apart = None if loop.trips.min() >= shortest else is_short
+            if apart is None:
+                together(loop, split, passing)
+            else:
+                known = dict(self.values)
+                with b.if_else(apart) as (one_by_one, at_once):
+                    with one_by_one:
+                        self._one_by_one(loop, passing)
+                    self.values = dict(known)
+                    with at_once:
+                        together(loop, split, passing)
+                    self.values = known
 
     def _in_chunks(self, loop: Loop, sharing: Sharing, passing: Passing) -> None:
         """A shared loop: each chunk with sums of its own, and copies of the adjoints that others add to as well."""
@@ -291,7 +308,7 @@ class Reverse(Tiles):
 
 
 def _base(key: Any) -> int:
-    return key.address.base if isinstance(key, Memory) and isinstance(key.address, Address) else -1
+    return key.adjoint.base if isinstance(key, Memory) and isinstance(key.adjoint, Address) else -1
 
 
 def part_at(b: ir.IRBuilder, first: int, k: ir.Value, size: int) -> ir.Value:

@@ -16,7 +16,8 @@ from tapejit.compiler.chunks import Chunks
 from tapejit.compiler.emitter import BOOL, DOUBLE, I32, I64, LANES, POINTER, TILE, VECTOR, number
 from tapejit.compiler.nest import Loop, Site
 from tapejit.compiler.operands import Carried, Memory, Operand
-from tapejit.compiler.plan import Address, Split
+from tapejit.compiler.places import Address
+from tapejit.compiler.plan import Split
 from tapejit.compiler.sharing import identity
 from tapejit.ops import SUB
 
@@ -54,6 +55,7 @@ class Tiles(Chunks):
     adjoints: ir.Value
     input_adjoints: ir.Value
     copies: dict[Memory, ir.Value]
+    clears = True  # adjoints that are pulled back
 
     @property
     def bar(self) -> dict[Any, ir.Value]:
@@ -66,9 +68,11 @@ class Tiles(Chunks):
 
     def adjoint_of(self, memory: Memory) -> ir.Value:
         """Where the adjoint of a load is added to in this iteration: a pointer."""
+        assert isinstance(memory.adjoint, Address)
+        place = self.place(memory.adjoint, memory.home)
         if memory in self.copies:
-            return self.pointer(self.b.add(self.address(memory), self.copies[memory]), self.adjoints)
-        return self.pointer(self.address(memory), self.adjoints_of(memory))
+            return self.pointer(self.b.add(place, self.copies[memory]), self.adjoints)
+        return self.pointer(place, self.adjoints_of(memory))
 
     def _accumulate(self, operand: Operand, contribution: ir.Value) -> None:
         raise NotImplementedError
@@ -85,18 +89,7 @@ class Tiles(Chunks):
         A sum hands its adjoint on to all its addends as it is, so its additions need no pass of their own.
         """
         b, plan = self.b, self.plan
-        seeds: list[tuple[Operand, ir.Value]] = []  # what the sums hand on
-        for carried, chain in split.chains:
-            if carried.source not in passing.last:
-                continue
-            g = b.load(passing.last[carried.source], typ=self.number)
-            link: Operand | Site = carried
-            for site in chain:
-                k = 1 if identity(site.operands[0]) is link else 0
-                seeds.append((site.operands[k], b.fneg(g) if site.code == SUB else g))
-                link = site
-            if carried in passing.starts:
-                b.store(g, passing.starts[carried])
+        seeds = self._seeds(split, passing)
         left = {}
         if not split.carried:
             left = {
@@ -148,7 +141,27 @@ class Tiles(Chunks):
                     total = b.fadd(total, b.extract_element(vector, ir.Constant(I32, lane)))
                 b.store(b.fadd(b.load(passing.sums[key], typ=self.number), total), passing.sums[key])
 
+    def _seeds(self, split: Split, passing: Passing) -> list[tuple[Operand, ir.Value]]:
+        """What sums hand on to their addends in every iteration."""
+        b = self.b
+        seeds: list[tuple[Operand, ir.Value]] = []
+        for carried, chain in split.chains:
+            if carried.source not in passing.last:
+                continue
+            g = b.load(passing.last[carried.source], typ=self.number)
+            link: Operand | Site = carried
+            for site in chain:
+                k = 1 if identity(site.operands[0]) is link else 0
+                seeds.append((site.operands[k], b.fneg(g) if site.code == SUB else g))
+                link = site
+            if carried in passing.starts:
+                b.store(g, passing.starts[carried])
+        return seeds
+
     def _recompute_parallel(self, loop: Loop, split: Split) -> None:
+        for carried in split.delayed:
+            if carried in self.plan.kept:
+                self.values[carried] = self.load(self.place(self.plan.kept[carried], loop))
         for site in split.parallel:
             if site in self.plan.recomputed:
                 if site in self.plan.stored:
@@ -225,7 +238,8 @@ class Tiles(Chunks):
             assert loop.loop is not None
             last = b.icmp_signed("==", b.add(self.t[loop], number(1)), self.end[loop])
             for site, g in left.items():
-                self.bar[site] = b.select(last, g, self.zero)
+                own = b.select(last, g, self.zero)
+                self.bar[site] = b.fadd(own, self.bar[site]) if site in self.bar else own
         for operand, g in reversed(seeds):
             if plan.is_active(operand):
                 self._accumulate(operand, g)
@@ -268,20 +282,19 @@ class Tiles(Chunks):
                 self._add_tile(loop, start, stop, memory, buffer)
 
     def _stride(self, memory: Memory) -> int:
-        assert isinstance(memory.address, Address)
-        return memory.address.stride
+        assert isinstance(memory.adjoint, Address)
+        return memory.adjoint.stride
 
     def _distance(self, a: Memory, b: Memory) -> ir.Value:
         """From where `a` begins in this entry to where `b` does."""
         return self.b.sub(self._origin(b), self._origin(a))
 
     def _origin(self, memory: Memory) -> ir.Value:
-        address = memory.address
-        assert isinstance(address, Address)
-        return self.bases[memory] if address.per_entry else number(address.base)
+        assert isinstance(memory.adjoint, Address)
+        return self.origin(memory.adjoint, memory.home)
 
     def _add_tile(self, loop: Loop, start: ir.Value, stop: ir.Value, memory: Memory, buffer: ir.Value) -> None:
-        address = memory.address
+        address = memory.adjoint
         assert isinstance(address, Address)
         apart = address.stride != 0 and (address.per_entry or address.table < 0)
         with (self.in_parallel if apart else self.counting)(start, stop) as t:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import llvmlite.ir as ir
 
 from tapejit.compiler.emitter import DOUBLE, I32, LANES, VECTOR, Emitter, number
-from tapejit.compiler.nest import Loop, Site
+from tapejit.compiler.multiply import emit_product
+from tapejit.compiler.nest import Loop, Product, Site
 from tapejit.compiler.operands import Carried, Constant, Result, Scope
 from tapejit.compiler.plan import Split
 from tapejit.compiler.prune import EXPECTS_FALSE, EXPECTS_TRUE, SUM_STEP
@@ -20,6 +21,9 @@ class Forward(Emitter):
     def body(self, loop: Loop) -> None:
         results = [operand for operand in self.plan.kept if isinstance(operand, Result) and operand.home is loop]
         for node in loop.body:
+            if isinstance(node, Product):
+                emit_product(self, node)
+                continue
             if isinstance(node, Loop):
                 self.load_for(node, loop)
                 self.inner(node)

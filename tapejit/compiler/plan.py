@@ -21,9 +21,10 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from tapejit import ops
-from tapejit.compiler.nest import Loop, Site
-from tapejit.compiler.operands import Carried, Memory, Operand, Result, Scope, classify
-from tapejit.compiler.prune import EXPECTS_FALSE, EXPECTS_TRUE, OUTPUT
+from tapejit.compiler.nest import Loop, Product, Site
+from tapejit.compiler.operands import Carried, Factor, Memory, Operand, Result, Scope, classify
+from tapejit.compiler.products import place_factor, place_products
+from tapejit.compiler.prune import EXPECTS_FALSE, EXPECTS_TRUE, OUTPUT, PRODUCT
 from tapejit.expressions import Tree, names, parse
 from tapejit.ops import ADD, SELECT, SUB
 from tapejit.sweeps.kernel import kernel
@@ -39,7 +40,7 @@ SMALLEST_TILED = 128  # iterations times sites of an entry that is worth tiles; 
 LONGEST_BODY = 500  # sites in the body of one that is
 FEWEST_PACKED = 4  # calls of one function
 WIDEST_SHIFT = 8  # between loads whose adjoints are added up together
-CONTIGUOUS = 8  # stored values of one loop up to which each has an array of its own; above, those of an iteration stand side by side
+CONTIGUOUS = 8  # stored values of a loop up to which each has an array of its own; above, those of an iteration stand side by side
 
 
 @dataclass(frozen=True)
@@ -167,7 +168,7 @@ class Plan:
         self.of_inputs: set[Memory] = set()  # loads of inputs and nothing else
         self.inputs_apart = True  # whether no load is of inputs now and of something else then
         self._n_table = 0
-        self._producers = {memory: self._producers_of(memory) for memory in self.found.memory}
+        self._producers = {memory: self._producers_of(memory) for memory in [*self.found.memory, *self.found.factors]}
         self._find_active()
         self._find_needed()
         self.parallel = {loop: split for loop in self.root.loops() if (split := self._split(loop)) is not None}
@@ -207,7 +208,7 @@ class Plan:
         """The operands that take an adjoint from a site, with their numbers."""
         if site.code == OUTPUT:
             return [(0, site.operands[0])]
-        if site.code == SELECT:
+        if site.code in (SELECT, PRODUCT):
             return [(0, site.operands[0]), (1, site.operands[1])]
         return [(k, o) for k, o in enumerate(site.operands) if partials_of(site.code)[k] != 0.0]
 
@@ -241,15 +242,15 @@ class Plan:
             flows = [(k, operand) for k, operand in self.flows(site) if self.is_active(operand)]
             if site.code == SELECT:
                 waiting.append(site.operands[2])
-            elif site.code != OUTPUT:
+            elif site.code not in (OUTPUT, PRODUCT):
                 read = {name for k, _ in flows for name in names(partials_of(site.code)[k])}
                 waiting += [operand for name, operand in zip("xy", site.operands, strict=False) if name in read]
                 if "v" in read:
                     waiting.append(Scope(site))
         self._needed: set[Carried | Result] = set()
-        self._stores: set[Site] = {site for site in self.found.sites if site.code == OUTPUT}
-        for memory in self.found.memory:
-            self._stores.update(self._producers[memory][1])
+        self._stores: set[Site] = {site for site in self.found.sites if site.code in (OUTPUT, PRODUCT)}
+        for _, producers in self._producers.values():
+            self._stores.update(producers)
         while waiting:
             match waiting.pop():
                 case Scope(site=site) if site not in self.recomputed:
@@ -267,6 +268,8 @@ class Plan:
         """How an innermost loop splits into a parallel part and sums, None if it does not."""
         in_long = int(loop.trips[loop.trips * len(loop.body) >= SMALLEST_TILED].sum())
         if loop.loop is None or 2 * in_long < loop.n_iterations or len(loop.body) > LONGEST_BODY:
+            return None
+        if isinstance(loop, Product):
             return None
         sites = [node for node in loop.body if isinstance(node, Site)]
         if len(sites) < len(loop.body) or not self._reads_from_before(loop):
@@ -345,12 +348,17 @@ class Plan:
     def has_packs(self) -> bool:
         """Whether a body that is not worked off in tiles has several calls of one costly function, which fit one vector."""
         for loop in self.root.loops():
-            if loop.n_iterations > 1 and loop not in self.parallel:
+            if loop.n_iterations > 1 and loop not in self.parallel and not isinstance(loop, Product):
                 codes = [node.code for node in loop.body if isinstance(node, Site) and node.code != OUTPUT]
                 costly = [code for code in codes if ops.op_coded(code).name not in _CHEAP]
                 if any(costly.count(code) >= FEWEST_PACKED for code in set(costly)):
                     return True
         return False
+
+    @property
+    def has_products(self) -> bool:
+        """Whether matrix products stay whole."""
+        return any(isinstance(loop, Product) for loop in self.root.loops())
 
     # Memory.
 
@@ -401,7 +409,7 @@ class Plan:
         base, stride = np.zeros(len(found.sites), np.int64), np.zeros(len(found.sites), np.int64)
         for site, place in self.stored.items():
             base[site.number], stride[site.number] = place.base, place.stride
-        for memory in found.memory:
+        for memory in self._producers:
             address = np.empty(memory.column.size, np.int64)
             _addresses(
                 memory.column,
@@ -413,14 +421,18 @@ class Plan:
                 found.iteration_of,
                 address,
             )
-            memory.address = self._fitted(address, memory.home)
+            if isinstance(memory, Factor):
+                place_factor(memory, address, self)
+            else:
+                memory.address = self._fitted(address, memory.home)
+                self._bases[memory] = address[memory.home.first[:-1]]
             if self.is_active(memory):
                 self.adjoint_size = max(self.adjoint_size, int(address.max()) + 1)
             if not self._producers[memory][1] and (address < n_inputs).all():
                 self.of_inputs.add(memory)
             elif (address < n_inputs).any():
                 self.inputs_apart = False
-            self._bases[memory] = address[memory.home.first[:-1]]
+        self.scratch, self.held = place_products(self)
         for loop in self.root.loops():
             if not loop.constant_trips:
                 self.trips[loop] = self._table(loop.first)
@@ -433,6 +445,10 @@ class Plan:
             bases = address[home.first[:-1]]
             return Address(stride=int(stride), table=self._table(bases), per_entry=True)
         return Address(table=self._table(address))
+
+    def walk(self, address: np.ndarray) -> Address:
+        """The same for one address an iteration of any loop, whatever its entries."""
+        return self._fitted(address, Loop(np.array([address.size])))
 
     def shifts(self, loop: Loop, memories: list[Memory]) -> list[list[tuple[Memory, int]]]:
         """Groups of loads in `loop` that mostly walk side by side: each with its distance, in strides, from the first of its group."""
@@ -464,6 +480,7 @@ class Plan:
         ]
 
     def _table(self, numbers: np.ndarray) -> int:
+        """Keep integers for the kernels to read; gives their place among all tables."""
         at = self._n_table
         self._tables.append(numbers)
         self._n_table += numbers.size

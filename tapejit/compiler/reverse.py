@@ -11,7 +11,8 @@ import llvmlite.ir as ir
 
 from tapejit.compiler.emitter import LANES, number
 from tapejit.compiler.functions import Functions
-from tapejit.compiler.nest import Loop, Node, Site
+from tapejit.compiler.multiply import emit_adjoints
+from tapejit.compiler.nest import Loop, Node, Product, Site
 from tapejit.compiler.operands import Carried, Constant, Memory, Operand, Result, Scope
 from tapejit.compiler.plan import Plan, partials_of
 from tapejit.compiler.prune import OUTPUT
@@ -58,7 +59,9 @@ class Reverse(Tiles):
     def body(self, loop: Loop) -> None:
         self._recompute(loop)
         for node in reversed(loop.body):
-            if isinstance(node, Loop):
+            if isinstance(node, Product):
+                emit_adjoints(self, node)
+            elif isinstance(node, Loop):
                 self._inner(node)
             elif node in self.plan.active:
                 self._pull_back(node)

@@ -346,8 +346,24 @@ def dot_run(x, y, n):
 
 
 @helper
-def multiply(blas, m, k, n, a, a_rows, a_columns, b, b_rows, b_columns, beta, out):
-    """Row-major ``out = a @ b + beta * out`` for an (m, k) and a (k, n) matrix that BLAS can read."""
+def outer_product(m, n, a, a_step, b, b_step, beta, out, out_rows):
+    """``out = a b.T + beta * out`` for two vectors."""
+    for i in range(m):
+        factor, row = load_float(a, i * a_step), out + 8 * i * out_rows
+        if beta == 0.0:
+            for j in range(n):
+                store_float(row, j, factor * load_float(b, j * b_step))
+        else:
+            for j in range(n):
+                store_float(row, j, factor * load_float(b, j * b_step) + beta * load_float(row, j))
+
+
+@helper
+def multiply(gemm, m, k, n, a, a_rows, a_columns, b, b_rows, b_columns, beta, out, out_rows):
+    """Row-major ``out = a @ b + beta * out`` for an (m, k) and a (k, n) matrix that BLAS can read.
+
+    Rows of `out` stand `out_rows` numbers apart; a single column is contiguous.
+    """
     # out.T = b.T @ a.T in column-major terms: a row-major matrix is its own transpose there.
     if n == 1:
         matrix_vector(m, k, a, a_rows, a_columns, b, b_rows if k > 1 else 1, beta, out)
@@ -355,9 +371,12 @@ def multiply(blas, m, k, n, a, a_rows, a_columns, b, b_rows, b_columns, beta, ou
     if m == 1:
         matrix_vector(n, k, b, b_columns, b_rows, a, a_columns if k > 1 else 1, beta, out)
         return
+    if k == 1:
+        outer_product(m, n, a, a_rows, b, b_columns, beta, out, out_rows)
+        return
     trans_b, ldb = (_NO_TRANSPOSE, max(b_rows, n)) if b_columns == 1 else (_TRANSPOSE, max(b_columns, k))
     trans_a, lda = (_NO_TRANSPOSE, max(a_rows, k)) if a_columns == 1 else (_TRANSPOSE, max(a_columns, m))
-    call_gemm(blas[0], trans_b, trans_a, n, m, k, 1.0, b, ldb, a, lda, beta, out, n)
+    call_gemm(gemm, trans_b, trans_a, n, m, k, 1.0, b, ldb, a, lda, beta, out, max(out_rows, n))
 
 
 @helper
@@ -367,7 +386,7 @@ def multiply_derivative(blas, m, k, n, a, a_rows, a_columns, b, b_rows, b_column
     BLAS knows no such rule: where its result is not finite, the product is done again with the test.
     """
     product = np.empty(m * n)
-    multiply(blas, m, k, n, a, a_rows, a_columns, b, b_rows, b_columns, 0.0, product.ctypes.data)
+    multiply(blas[0], m, k, n, a, a_rows, a_columns, b, b_rows, b_columns, 0.0, product.ctypes.data, n)
     finite = True
     for i in range(m * n):
         finite &= abs(product[i]) < np.inf

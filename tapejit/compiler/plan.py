@@ -41,6 +41,7 @@ LONGEST_BODY = 500  # sites in the body of one that is
 FEWEST_PACKED = 4  # calls of one function
 WIDEST_SHIFT = 8  # between loads whose adjoints are added up together
 CONTIGUOUS = 8  # stored values of a loop up to which each has an array of its own; above, those of an iteration stand side by side
+CONTIGUOUS_IN_VECTORS = 64  # the same for an innermost loop that carries nothing, whose iterations may run in vectors
 
 
 @dataclass(frozen=True)
@@ -307,7 +308,8 @@ class Plan:
             return bool(abs(v - u) != 1)
         site_of, iteration_of = self.found.site_of, self.found.iteration_of
         producer = self.found.sites[site_of[u]].loop
-        if sum(isinstance(node, Site) and node in self._stores for node in producer.body) > CONTIGUOUS:
+        n_stored = sum(isinstance(node, Site) and node in self._stores for node in producer.body)
+        if n_stored > self._most_apart(producer):
             return True
         return bool(site_of[u] != site_of[v] or abs(int(iteration_of[v]) - int(iteration_of[u])) != 1)
 
@@ -395,11 +397,17 @@ class Plan:
     def _place(self, items: list, loop: Loop, start: int) -> int:
         """Give sites, carried values and results of one loop their places from `start` on; gives the end."""
         n = loop.n_iterations
-        apart = len(items) <= CONTIGUOUS
+        apart = len(items) <= self._most_apart(loop)
         for k, item in enumerate(items):
             place = Place(start + k * n, 1) if apart else Place(start + k, len(items))
             (self.stored if isinstance(item, Site) else self.kept)[item] = place
         return start + n * len(items)
+
+    def _most_apart(self, loop: Loop) -> int:
+        """Up to how many stored values of a loop each have an array of their own; above, those of an iteration stand side by side."""
+        is_innermost = all(isinstance(node, Site) for node in loop.body)
+        is_serial = any(carried.home is loop for carried in self.found.carried)
+        return CONTIGUOUS_IN_VECTORS if is_innermost and not is_serial else CONTIGUOUS
 
     def _find_addresses(self) -> None:
         found = self.found

@@ -340,11 +340,14 @@ def cost_targets(row):
 def roll_seconds(recording):
     """Seconds of finding the loops in a tape, pruned before; None where this tapejit has no such stage, or gives the tape up."""
     try:
+        from tapejit.compiler.kernel import LARGEST_PRODUCT
         from tapejit.compiler.prune import prune
         from tapejit.compiler.roll import TooLargeError, roll
+        from tapejit.expansion import expand
+        from tapejit.tape import FlatTape
     except ImportError:
         return None
-    program = prune(recording.expand())
+    program = prune(expand(recording.tape, FlatTape(), True, LARGEST_PRODUCT))
     try:
         return median_time(lambda: roll(program), max_repeats=3)
     except TooLargeError:

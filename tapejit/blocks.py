@@ -13,7 +13,7 @@ import numpy as np
 from tapejit import ops
 from tapejit.layout import ELEMENTWISE, MATMUL, SLOTS, SUM, TABLE
 
-__all__ = ["Block", "Group", "Operand", "collapsed"]
+__all__ = ["Block", "Group", "Operand", "WholeProduct", "collapsed"]
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,25 @@ class Block:
     @property
     def name(self) -> str:
         return {ELEMENTWISE: ops.op_coded(self.code).name, SUM: "sum", MATMUL: "matmul"}[self.kind]
+
+
+@dataclass(frozen=True)
+class WholeProduct:
+    """A matrix product on a tape that is written out otherwise.
+
+    Attributes
+    ----------
+    block : Block
+        As it stands on the tape it comes from.
+    first : int
+        Its first slot here.
+    reads : tuple of ndarray or None
+        The slots here that each factor reads, in C order; None for plain numbers. Products that read the same have the same array.
+    """
+
+    block: Block
+    first: int
+    reads: tuple[np.ndarray | None, ...]
 
 
 @dataclass

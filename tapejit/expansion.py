@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import TypeVar
 
 import numpy as np
 
 from tapejit import ops
-from tapejit.blocks import Block, Operand
-from tapejit.layout import DATA, ELEMENTWISE, SUM
+from tapejit.blocks import Block, Operand, WholeProduct
+from tapejit.layout import DATA, ELEMENTWISE, MATMUL, SUM
 from tapejit.tape import FlatTape
 
 __all__ = ["expand"]
@@ -16,19 +17,25 @@ __all__ = ["expand"]
 AnyTape = TypeVar("AnyTape", bound=FlatTape)
 
 
-def expand(tape: FlatTape, into: AnyTape, from_zero: bool = False) -> AnyTape:
+def expand(tape: FlatTape, into: AnyTape, from_zero: bool = False, largest_product: int | None = None) -> AnyTape:
     """Write `tape` to the empty tape `into` without blocks; inputs, outputs and guards keep their order.
 
     A sum becomes a chain of additions in C order, a matrix product its multiplications and the chains that add them. With `from_zero`
     chains begin with 0.0, so that they are as long as what they add: the compiler then makes one loop of both. `into.sums` then lists the
-    runs of slots that add up whole blocks.
+    runs of slots that add up whole blocks. Products of more multiplications than `largest_product` stay whole: `into.products` lists them, and
+    `lhs` of each of their slots is the position in this list.
     """
     place = np.zeros(tape.n_slots, np.int64)
-    into.sums = []
+    into.sums, into.products = [], []
+    factors: dict[tuple, np.ndarray] = {}
     at = 1
     for block in tape.blocks():
         _scalars(tape, at, block.first, into, place)
-        place[block.first : block.first + block.size] = _expanded(tape, block, into, place, from_zero)
+        if block.kind == MATMUL and largest_product is not None and math.prod(block.shape) > largest_product:
+            slots = _whole(tape, block, into, place, factors)
+        else:
+            slots = _expanded(tape, block, into, place, from_zero)
+        place[block.first : block.first + block.size] = slots
         at = block.first + block.size
     _scalars(tape, at, tape.n_slots, into, place)
     into.input_slots = [(int(place[first]) if size else 0, size) for first, size in tape.input_slots]
@@ -76,6 +83,21 @@ def _expanded(tape: FlatTape, block: Block, into: FlatTape, place: np.ndarray, f
     lhs, rhs = (slots.reshape(-1) for slots in np.broadcast_arrays(a, b))
     first = into.push_run(ops.MUL, lhs, rhs, into.value[lhs] * into.value[rhs])
     return _chains((first + np.arange(m * n * k)).reshape(m * n, k), into, from_zero)
+
+
+def _whole(tape: FlatTape, block: Block, into: FlatTape, place: np.ndarray, known: dict) -> np.ndarray:
+    """Keep a matrix product whole; gives the slots of its results. `known`: what factors read, so that a matrix in a loop stands there once."""
+    m, k, n = block.shape
+    reads: list[np.ndarray | None] = []
+    for operand, shape in zip(block.operands, ((m, k), (k, n)), strict=True):
+        key = (operand.mode, operand.base, operand.strides, shape)
+        if operand.mode != DATA and key not in known:
+            known[key] = place[operand.elements(shape).reshape(-1)].astype(np.int32)
+        reads.append(known.get(key))
+    results = tape.value[block.first : block.first + block.size]
+    first = into.push_run(ops.BLOCK, len(into.products), 0, results)
+    into.products.append(WholeProduct(block, first, tuple(reads)))
+    return first + np.arange(block.size)
 
 
 def _slots(operand: Operand, shape: tuple[int, ...], into: FlatTape, place: np.ndarray) -> np.ndarray:

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tapejit import ops
-from tapejit.blocks import Block, Group, Operand, collapsed
+from tapejit.blocks import Block, Group, Operand, WholeProduct, collapsed
 from tapejit.errors import TapeError, TapeFullError
 from tapejit.guards import Guards
 from tapejit.layout import ELEMENTWISE, HEADER, MATMUL, MAX_JOINED, SUM, TABLE, TILE
@@ -83,6 +83,7 @@ class FlatTape:
         self.parameter_slots: list[tuple[int, int]] = []
         self.output_slots = np.zeros(0, np.int64)
         self.sums: list[tuple[int, int]] = []  # of an expanded tape: the runs of additions that were sums of blocks
+        self.products: list[WholeProduct] = []  # and the matrix products that stay whole
         self.n_user_rows = 0
         self._constants: dict[float | str, int] = {}
         self._group = Group(-1)

@@ -21,7 +21,6 @@ from tapejit.errors import (
     ShapeError,
     TapeError,
     TapejitError,
-    UnsupportedError,
 )
 
 N = 30
@@ -460,10 +459,28 @@ def test_matrix_products_stay_calls(rng):
 
     fast = tj.compile(f, a)
     check(fast, f, 0.1 * a)
-    assert "stays a call of BLAS" in fast.stats().variants[0].why_interpreted
-    assert "stays a call of BLAS" in str(fast)
-    with pytest.raises(UnsupportedError, match="BLAS"):
-        _ = fast.kernel
+    assert "product of 80 x 80 and 80 x 80 matrices" in str(fast)
+    gradient = np.empty_like(a)
+    value = fast.kernel(0.1 * a, gradient)
+    expected, expected_gradient = fast.value_and_grad(0.1 * a)
+    assert value == expected
+    assert_array_equal(gradient, expected_gradient)
+
+
+def test_batches_of_large_products_run_row_by_row(rng):
+    a = rng.standard_normal((80, 80))
+
+    def f(x, b):
+        return np.sum(np.tanh(x @ a) * b)
+
+    fast = tj.compile(f, a, a)
+    rows = 0.1 * rng.standard_normal((9, 80, 80))
+    values, gradients = fast.batch(rows)
+    for row, value, gradient in zip(rows, values, gradients, strict=True):
+        expected, expected_gradient = tj.value_and_grad(f)(row, a)
+        assert_allclose(value, expected, rtol=1e-13)
+        assert_allclose(gradient, expected_gradient, rtol=1e-11, atol=1e-12)
+    assert fast.stats().variants[0].n_interpreted == 0
 
 
 def test_no_time_to_compile(points):

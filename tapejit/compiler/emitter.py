@@ -131,7 +131,7 @@ class Emitter:
         """Those of all that is stored or loaded in the iterations of a loop."""
         plan = self.plan
         found = [memory.address for memory in plan.found.memory if memory.home is loop]
-        return [*found, *(address for site, address in plan.stored.items() if site.loop is loop)]  # type: ignore[list-item]
+        return [*found, *(address for site, address in plan.stored.items() if site.loop is loop)]
 
     @contextmanager
     def counting(self, first: ir.Value, end: ir.Value, step: int = 1) -> Iterator[ir.Value]:

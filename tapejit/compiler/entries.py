@@ -64,8 +64,8 @@ def _rows(
     n_inputs, adjoint_size, parameters_at = sizes
     for row in range(inputs.shape[0]):
         memory[:n_inputs] = inputs[row]
-        if parameters.shape[0] > 0:
-            own = parameters[min(row, parameters.shape[0] - 1)]
+        if row < parameters.shape[0]:  # one row of them serves all
+            own = parameters[row]
             memory[parameters_at : parameters_at + own.size] = own
         failed[row] = call_forward(forward, memory.ctypes.data, memory.ctypes.data, tables) != 0
         for i in range(outputs_at.size):

@@ -8,7 +8,8 @@ import llvmlite.ir as ir
 
 from tapejit.compiler.chunks import Chunks
 from tapejit.compiler.emitter import DOUBLE, I32, LANES, TILE, VECTOR, number
-from tapejit.compiler.nest import Loop, Site
+from tapejit.compiler.multiply import emit_product
+from tapejit.compiler.nest import Loop, Product, Site
 from tapejit.compiler.operands import Carried, Operand, Result, Scope
 from tapejit.compiler.plan import Split
 from tapejit.compiler.prune import EXPECTS_FALSE, EXPECTS_TRUE
@@ -27,6 +28,9 @@ class Forward(Chunks):
     def body(self, loop: Loop) -> None:
         results = [operand for operand in self.plan.kept if isinstance(operand, Result) and operand.home is loop]
         for node in loop.body:
+            if isinstance(node, Product):
+                emit_product(self, node)
+                continue
             if isinstance(node, Loop):
                 self.load_for(node, loop)
                 self.inner(node)

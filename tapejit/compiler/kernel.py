@@ -22,7 +22,8 @@ import numpy as np
 from tapejit.compiler.emit import emit
 from tapejit.compiler.functions import register
 from tapejit.compiler.link import Linked, estimate, link
-from tapejit.compiler.nest import Loop, Site
+from tapejit.compiler.multiply import register_products
+from tapejit.compiler.nest import Loop, Product, Site
 from tapejit.compiler.operands import classify, cut, fuse
 from tapejit.compiler.plan import Plan
 from tapejit.compiler.prune import prune
@@ -38,7 +39,8 @@ from tapejit.workspace import fresh
 __all__ = ["MAX_COMPILE_SECONDS", "Kernel", "compile_tape"]
 
 MAX_COMPILE_SECONDS = 20.0
-LARGEST_PRODUCT = 200_000  # multiplications in one matrix product, above which it stays a call of BLAS
+LARGEST_PRODUCT = 50  # multiplications of a matrix product up to which it is written out; larger ones are calls
+LARGEST_IN_LANES = 200_000  # the same for many inputs at once, where there are no such calls
 _VECTORISED_SECONDS = 2.0  # as long as LLVM may look for loops to vectorise; it needs quadratic time
 _PER_SITE = 10  # instructions of LLVM's, forward and reverse together
 _ROUNDS = 8  # of cutting and fusing
@@ -90,6 +92,7 @@ class Kernel:
         self._seed_place: Any = _place(plan.output_adjoints_at)
         self.tables = np.ascontiguousarray(plan.tables())
         self._tables_at = self.tables.ctypes.data
+        self._held = plan.held
         self._forward = _Forward(linked.address("forward"))
         self._reverse = _Reverse(linked.address("reverse"))
         self._free: list[_Work] = []
@@ -277,7 +280,7 @@ def compile_tape(
     Parameters
     ----------
     tape : FlatTape
-        Blocks are written out first.
+        Blocks are written out first, except for matrix products of more than `LARGEST_PRODUCT` multiplications.
     fast : bool
         Let LLVM contract products and sums: values then differ from the interpreter's in the last bits.
     max_compile_seconds : float
@@ -315,12 +318,12 @@ def _compiled(
     def given_up(why: str) -> Kernel:
         return Kernel(why, time.perf_counter() - started)
 
-    for block in tape.blocks():
-        if block.kind == MATMUL and math.prod(block.shape) > LARGEST_PRODUCT:
-            m, k, n = block.shape
-            return given_up(f"a product of {m} x {k} and {k} x {n} matrices stays a call of BLAS")
+    for block in tape.blocks() if n_lanes > 1 else ():
+        if block.kind == MATMUL and math.prod(block.shape) > LARGEST_IN_LANES:
+            return given_up(f"a product of {_shapes(block.shape)} matrices stays a call of BLAS")
+    largest = LARGEST_IN_LANES if n_lanes > 1 else LARGEST_PRODUCT
     try:
-        scalars = expand(tape, FlatTape(), from_zero=True) if len(tape.block_at) else tape
+        scalars = expand(tape, FlatTape(), True, largest) if len(tape.block_at) else tape
         program = prune(scalars)
         del scalars
         root = roll(program, max_sites=_most_sites(max_compile_seconds))
@@ -348,6 +351,8 @@ def _compiled(
     if plan.threaded:
         register_team()
         symbols.append(RUN)
+    if plan.has_products:
+        symbols += register_products()
     try:
         linked = link(
             text,
@@ -414,8 +419,15 @@ def _describe(plan: Plan, loop: Loop, lines: list[str], depth: int) -> None:
     elif own:
         lines.append(f"  {_counted(len(own), 'slot')} outside of loops")
     for node in loop.body:
-        if isinstance(node, Loop):
+        if isinstance(node, Product):
+            lines.append(f"{'  ' * (depth + 1)}product of {_shapes(node.shape)} matrices")
+        elif isinstance(node, Loop):
             _describe(plan, node, lines, depth + 1)
+
+
+def _shapes(shape: tuple[int, ...]) -> str:
+    m, k, n = shape
+    return f"{m:,} x {k:,} and {k:,} x {n:,}"
 
 
 def _counted(n: int, what: str) -> str:

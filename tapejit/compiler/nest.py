@@ -12,7 +12,9 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["Loop", "Site"]
+from tapejit.compiler.prune import PRODUCT, Matmul
+
+__all__ = ["Loop", "Product", "Site"]
 
 
 class Node:
@@ -116,3 +118,18 @@ class Loop(Node):
         if isinstance(node, Site):
             return node.instructions
         return node.start()[node.first[:-1]]
+
+
+class Product(Loop):
+    """A matrix product that stays whole: a loop over its results, with one site; ``matmuls[e]`` is what it was when it was entered for the e-th time.
+
+    All of them have one shape. What reads results reads them in memory.
+    """
+
+    def __init__(self, matmuls: list[Matmul]) -> None:
+        m, _, n = self.shape = matmuls[0].shape
+        super().__init__(np.full(len(matmuls), m * n))
+        self.matmuls = matmuls
+        firsts = np.array([matmul.first for matmul in matmuls])
+        self.site = Site(PRODUCT, 0, (firsts[:, None] + np.arange(m * n)).reshape(-1))
+        self.append(self.site)

@@ -15,15 +15,27 @@ takes the place of a table of all iterations.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 
-from tapejit.compiler.nest import Loop, Node, Site
-from tapejit.compiler.prune import ABSENT, Program
+from tapejit.compiler.nest import Loop, Node, Product, Site
+from tapejit.compiler.prune import ABSENT, PRODUCT, Program
 from tapejit.sweeps.kernel import kernel
 
-__all__ = ["Carried", "Constant", "Memory", "Operand", "Result", "Scope", "classify", "cut", "fuse"]
+__all__ = [
+    "Carried",
+    "Constant",
+    "Data",
+    "Factor",
+    "Memory",
+    "Operand",
+    "Result",
+    "Scope",
+    "classify",
+    "cut",
+    "fuse",
+]
 
 SHORTEST_PIECE = 6  # iterations in a piece, on average, from which cutting pays
 LONGEST_GROUP = 400  # instructions of a few iterations that are put together
@@ -77,11 +89,41 @@ class Memory:
     home: Loop
     column: np.ndarray
     first_use: int
-    address: object = field(default=None, repr=False)
-    adjoint: object = field(default=None, repr=False)
+    address: Any = field(default=None, repr=False)
+    adjoint: Any = field(default=None, repr=False)
 
 
-Operand: TypeAlias = Constant | Scope | Result | Carried | Memory
+@dataclass(eq=False)
+class Factor(Memory):
+    """A factor of a matrix product: `n_rows` times `n_columns` values in each iteration of `home`, the loop around the product.
+
+    `column` has them one after the other, iteration by iteration, or once if all iterations read the same.
+    Rows and columns are those of the transposed matrix if BLAS reads that. `address` and `adjoint` are of the kind `products.Standing`.
+    """
+
+    n_rows: int = 0
+    n_columns: int = 0
+    is_transposed: bool = False
+
+    @property
+    def size(self) -> int:
+        return self.n_rows * self.n_columns
+
+
+@dataclass(eq=False)
+class Data:
+    """A factor of plain numbers, which stay where they are: an array for each iteration of the loop around, and the strides that BLAS reads.
+
+    The addresses are in the table at `table`, two entries each, `table_stride` from one iteration to the next.
+    """
+
+    arrays: list[np.ndarray]
+    strides: tuple[int, int]
+    table: int = -1
+    table_stride: int = 0
+
+
+Operand: TypeAlias = Constant | Scope | Result | Carried | Memory | Data
 
 
 @kernel
@@ -157,7 +199,7 @@ class classify:
     root : Loop
     sites : list of Site
         In order; ``site.number`` is the position.
-    memory, carried, results : list
+    memory, carried, results, factors : list
         All operands of these kinds.
     """
 
@@ -179,12 +221,41 @@ class classify:
         self.memory: list[Memory] = []
         self.carried: list[Carried] = []
         self.results: list[Result] = []
+        self.factors: list[Factor] = []
         for site in self.sites:
+            if isinstance(site.loop, Product):
+                site.operands = [self._factor(site.loop, which) for which in (0, 1)]
+                continue
             site.operands = [
                 self._operand(self.program.operands[k][site.instructions], site)
                 for k in range(3)
                 if self.program.operands[k][site.instructions[0]] != ABSENT
             ]
+
+    def _factor(self, product: Product, which: int) -> Factor | Data:
+        """What a matrix product reads as its first or second factor."""
+        m, k, n = product.shape
+        shape = ((m, k), (k, n))[which]
+        matmuls = product.matmuls
+        strides = matmuls[0].layouts[which]
+        if matmuls[0].reads[which] is None:
+            arrays = [matmul.operands[which].elements(shape) for matmul in matmuls]
+            if strides is None:
+                return Data([np.ascontiguousarray(array) for array in arrays], (shape[1], 1))
+            return Data(arrays, strides)
+        is_transposed = strides is not None and strides[1] != 1
+        reads = [matmul.reads[which] for matmul in matmuls]
+        if all(column is reads[0] for column in reads):
+            reads = reads[:1]
+        columns = [column.reshape(shape) for column in reads]  # type: ignore[union-attr]
+        if is_transposed:
+            columns, shape = [column.T for column in columns], shape[::-1]
+        assert product.loop is not None
+        factor = Factor(
+            product.loop, np.stack(columns).reshape(-1), product.position, None, None, *shape, is_transposed
+        )
+        self.factors.append(factor)
+        return factor
 
     def _operand(self, column: np.ndarray, user: Site) -> Operand:
         assert user.loop is not None
@@ -206,7 +277,7 @@ class classify:
             constant = ~last - self.n_fixed
             if constant >= 0 and (column == last).all():
                 return Constant(float(self.program.constants[constant]))
-        else:
+        elif self.program.code[last] != PRODUCT:  # whose results are in memory alone
             found = self._followed(column, loop, position, self.sites[self.site_of[last]])
             if found is not None:
                 return found
@@ -444,7 +515,7 @@ def _fit(found: classify, first: Loop, second: Loop) -> bool:
     if not np.array_equal(first.trips, second.trips) or len(first.body) + len(second.body) > LARGEST_FUSED:
         return False
     nodes = [*first.body, *second.body]
-    if any(isinstance(node, Loop) for node in nodes):
+    if any(isinstance(node, Loop) for node in nodes) or isinstance(first, Product) or isinstance(second, Product):
         return False
     numbers = np.array([node.number for node in first.body if isinstance(node, Site)])
     if numbers.min() < 0:  # fused a moment ago: its sites have not been numbered again

@@ -12,9 +12,10 @@ from tapejit.compiler.operands import Memory, classify
 from tapejit.compiler.windows import Load, Run, Stream, affine, fold, moved
 from tapejit.sweeps.kernel import kernel
 
-__all__ = ["CONTIGUOUS", "Address", "Layout", "Tables"]
+__all__ = ["Address", "Layout", "Tables", "most_apart"]
 
-CONTIGUOUS = 8  # stored values of one loop up to which each has an array of its own; above, those of an iteration stand side by side
+CONTIGUOUS = 8  # stored values of a loop up to which each has an array of its own; above, those of an iteration stand side by side
+CONTIGUOUS_IN_VECTORS = 64  # the same for an innermost loop that carries nothing, whose iterations may run in vectors
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,10 @@ class Tables:
             return self.of_entries(address[home.first[:-1]], int(stride))
         return Address(table=self.add(address))
 
+    def walk(self, address: np.ndarray) -> Address:
+        """The same for one address an iteration of any loop, whatever its entries."""
+        return self.fitted(address, Loop(np.array([address.size])))
+
     def joined(self) -> np.ndarray:
         """All tables, int32."""
         joined = np.concatenate(self._tables) if self._tables else np.zeros(1, np.int64)
@@ -82,6 +87,13 @@ def _places(column, base, width, site_of, iteration_of, out):
             out[t] = base[site] + width[site] * iteration_of[v]
 
 
+def most_apart(found: classify, loop: Loop) -> int:
+    """Up to how many stored values of a loop each have an array of their own; above, those of an iteration stand side by side."""
+    is_innermost = all(isinstance(node, Site) for node in loop.body)
+    is_serial = any(carried.home is loop for carried in found.carried)
+    return CONTIGUOUS_IN_VECTORS if is_innermost and not is_serial else CONTIGUOUS
+
+
 class Layout:
     """Places of stored values, or of adjoints: leaves at their numbers, then what sites store, from `start` on."""
 
@@ -99,7 +111,7 @@ class Layout:
                 assert site.loop is not None
                 groups.setdefault((site in lasting, site.loop), []).append(site)
         for (lasts, loop), items in groups.items():
-            for own in [[site] for site in items] if len(items) <= CONTIGUOUS else [items]:
+            for own in [[site] for site in items] if len(items) <= most_apart(self.found, loop) else [items]:
                 stream = Stream(loop, self.end, len(own), lasts)
                 self._streams.append((stream, own))
                 self.end = stream.end
@@ -108,21 +120,27 @@ class Layout:
         self, memories: list[Memory], run: Run, read_back: Container[Memory] = ()
     ) -> tuple[dict[Site, Address], int]:
         """Put into windows what may be, but what the loads of `read_back` read; gives the places of all sites, and one past the last place."""
-        found = self.found
-        base, width = np.zeros(len(found.sites), np.int64), np.zeros(len(found.sites), np.int64)
-        for stream, own in self._streams:
-            for k, site in enumerate(own):
-                base[site.number], width[site.number] = stream.base + k, stream.width
-        loads = []
-        for memory in memories:
-            places = np.empty(memory.column.size, np.int64)
-            _places(memory.column, base, width, found.site_of, found.iteration_of, places)
-            loads.append(Load(memory.home, places, memory in read_back))
+        loads = [Load(memory.home, self._before(memory.column), memory in read_back) for memory in memories]
         streams = [stream for stream, _ in self._streams]
         end = fold(streams, loads, run, self.start)
         for memory, load in zip(memories, loads, strict=True):
             self._moved[memory] = moved(load, streams)
         return self._addresses(), end
+
+    def _before(self, column: np.ndarray) -> np.ndarray:
+        """Where what a column reads stands before anything is moved."""
+        found = self.found
+        base, width = np.zeros(len(found.sites), np.int64), np.zeros(len(found.sites), np.int64)
+        for stream, own in self._streams:
+            for k, site in enumerate(own):
+                base[site.number], width[site.number] = stream.base + k, stream.width
+        places = np.empty(column.size, np.int64)
+        _places(column, base, width, found.site_of, found.iteration_of, places)
+        return places
+
+    def after(self, memory: Memory) -> np.ndarray:
+        """Where any column of what lasts stands after `fold`."""
+        return moved(Load(memory.home, self._before(memory.column), False), [stream for stream, _ in self._streams])
 
     def _addresses(self) -> dict[Site, Address]:
         addresses = {}

@@ -26,10 +26,11 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from tapejit import layout, ops
-from tapejit.compiler.nest import Loop, Site
+from tapejit.compiler.nest import Loop, Product, Site
 from tapejit.compiler.operands import Carried, Memory, Operand, Result, Scope, classify
-from tapejit.compiler.places import CONTIGUOUS, Address, Layout, Tables
-from tapejit.compiler.prune import EXPECTS_FALSE, EXPECTS_TRUE, OUTPUT
+from tapejit.compiler.places import Address, Layout, Tables, most_apart
+from tapejit.compiler.products import place_factor, place_products
+from tapejit.compiler.prune import EXPECTS_FALSE, EXPECTS_TRUE, OUTPUT, PRODUCT
 from tapejit.compiler.sharing import Sharing, find_copies, identity, is_whole_sum, shared
 from tapejit.compiler.windows import Run
 from tapejit.expressions import Tree, names, parse
@@ -114,7 +115,7 @@ class Plan:
         self._bases: dict[Memory, np.ndarray] = {}
         self.of_inputs: set[Memory] = set()  # loads of inputs and nothing else
         self.inputs_apart = True  # whether no load is of inputs now and of something else then
-        self._producers = {memory: self._producers_of(memory) for memory in self.found.memory}
+        self._producers = {memory: self._producers_of(memory) for memory in [*self.found.memory, *self.found.factors]}
         self._find_active()
         self._find_needed()
         self.parallel = self._splits(self.root.loops())
@@ -157,7 +158,7 @@ class Plan:
         """The operands that take an adjoint from a site, with their numbers."""
         if site.code == OUTPUT:
             return [(0, site.operands[0])]
-        if site.code == SELECT:
+        if site.code in (SELECT, PRODUCT):
             return [(0, site.operands[0]), (1, site.operands[1])]
         return [(k, o) for k, o in enumerate(site.operands) if partials_of(site.code)[k] != 0.0]
 
@@ -195,16 +196,16 @@ class Plan:
             flows = [(k, operand) for k, operand in self.flows(site) if self.is_active(operand)]
             if site.code == SELECT:
                 waiting.append(site.operands[2])
-            elif site.code != OUTPUT:
+            elif site.code not in (OUTPUT, PRODUCT):
                 read = {name for k, _ in flows for name in names(partials_of(site.code)[k])}
                 waiting += [operand for name, operand in zip("xy", site.operands, strict=False) if name in read]
                 if "v" in read:
                     waiting.append(Scope(site))
         self.needed: set[Carried | Result] = set()
         self.read_back: set[Memory] = set()  # by the reverse kernel
-        self.stores: set[Site] = {site for site in self.found.sites if site.code == OUTPUT}
-        for memory in self.found.memory:
-            self.stores.update(self._producers[memory][1])
+        self.stores: set[Site] = {site for site in self.found.sites if site.code in (OUTPUT, PRODUCT)}
+        for _, producers in self._producers.values():
+            self.stores.update(producers)
         while waiting:
             match waiting.pop():
                 case Scope(site=site) if site not in self.recomputed:
@@ -234,6 +235,8 @@ class Plan:
         """How one loop does; `delays`: something that is computed in the parallel part may be carried, and nothing else but sums."""
         in_long = int(loop.trips[loop.trips * len(loop.body) >= SMALLEST_TILED].sum())
         if loop.loop is None or 2 * in_long < loop.n_iterations or len(loop.body) > LONGEST_BODY:
+            return None
+        if isinstance(loop, Product):
             return None
         sites = [node for node in loop.body if isinstance(node, Site)]
         if len(sites) < len(loop.body) or not self._reads_from_before(loop):
@@ -273,7 +276,8 @@ class Plan:
             return bool(abs(v - u) != 1)
         site_of, iteration_of = self.found.site_of, self.found.iteration_of
         producer = self.found.sites[site_of[u]].loop
-        if sum(isinstance(node, Site) and node in self.stores for node in producer.body) > CONTIGUOUS:
+        n_stored = sum(isinstance(node, Site) and node in self.stores for node in producer.body)
+        if n_stored > most_apart(self.found, producer):
             return True
         return bool(site_of[u] != site_of[v] or abs(int(iteration_of[v]) - int(iteration_of[u])) != 1)
 
@@ -314,12 +318,17 @@ class Plan:
     def has_packs(self) -> bool:
         """Whether a body that is not worked off in tiles has several calls of one costly function, which fit one vector."""
         for loop in self.root.loops():
-            if loop.n_iterations > 1 and loop not in self.parallel:
+            if loop.n_iterations > 1 and loop not in self.parallel and not isinstance(loop, Product):
                 codes = [node.code for node in loop.body if isinstance(node, Site) and node.code != OUTPUT]
                 costly = [code for code in codes if ops.op_coded(code).name not in _CHEAP]
                 if any(costly.count(code) >= FEWEST_PACKED for code in set(costly)):
                     return True
         return False
+
+    @property
+    def has_products(self) -> bool:
+        """Whether matrix products stay whole."""
+        return any(isinstance(loop, Product) for loop in self.root.loops())
 
     # Memory.
 
@@ -336,13 +345,18 @@ class Plan:
                 self.kept[operand] = Address(end, 1)
                 end += operand.home.n_iterations
 
+        of_products = {site for factor in found.factors for site in self._producers[factor][1]}
+        of_products |= {site for site in found.sites if site.code == PRODUCT}
         values = Layout(found, self._tables, end)
-        values.add(self.stores, outputs | self.recomputed)
+        values.add(self.stores, outputs | of_products | self.recomputed)
         self.stored, self.size = values.fold(found.memory, run, self.read_back)
         if self.threaded:
             self._place_addends()
+        for factor in found.factors:
+            factor.address = place_factor(factor, values.after(factor), self._tables)
         for memory in found.memory:
             memory.address = values.address(memory)
+        for memory in self._producers:
             reads_inputs, producers = self._producers[memory]
             if reads_inputs and not producers and (~memory.column < program.n_inputs).all():
                 self.of_inputs.add(memory)
@@ -350,16 +364,20 @@ class Plan:
                 self.inputs_apart = False
 
         active = [memory for memory in found.memory if self.is_active(memory)]
-        passive = {site for memory in active for site in self._producers[memory][1]} | outputs
+        factors = [factor for factor in found.factors if self.is_active(factor)]
+        passive = {site for memory in [*active, *factors] for site in self._producers[memory][1]} | outputs
         passive -= self.active
-        reads_leaves = any((~memory.column >= program.n_inputs).any() for memory in active)
+        reads_leaves = any((~memory.column >= program.n_inputs).any() for memory in [*active, *factors])
         adjoints = Layout(found, self._tables, n_leaves if reads_leaves else program.n_inputs)
         adjoints.add(passive, passive)  # nothing clears these, and nothing reads them
-        adjoints.add(self.stores & self.active, outputs)
+        adjoints.add(self.stores & self.active, outputs | of_products)
         self.adjoints, self.adjoint_size = adjoints.fold(active, run)
         for memory in active:
             memory.adjoint = adjoints.address(memory)
             self._bases[memory] = adjoints.places(memory)[memory.home.first[:-1]]
+        for factor in factors:
+            factor.adjoint = place_factor(factor, adjoints.after(factor), self._tables)
+        self.scratch, self.held = place_products(self)
         self._share({memory: adjoints.places(memory) for memory in active})
 
         self.stencils = {
@@ -509,6 +527,10 @@ class Plan:
         if n_evaluations * cost > LARGEST_STENCIL:
             return None
         return groups, bool(usual.all())
+
+    def add_table(self, numbers: np.ndarray) -> int:
+        """Keep integers for the kernels to read; gives their place among all tables."""
+        return self._tables.add(numbers)
 
     def tables(self) -> np.ndarray:
         """All tables one after the other, int32."""

@@ -6,20 +6,76 @@ Inputs, parameters and constants are *leaves*: they are no instructions, and are
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 
 from tapejit import ops
+from tapejit.blocks import Operand
+from tapejit.layout import TABLE
 from tapejit.ops import BLOCK, CONSTANT, INPUT, POSITIVE, SELECT
+from tapejit.sweeps.blocks import blas_strides
 from tapejit.sweeps.kernel import kernel
 from tapejit.tape import FlatTape
 
-__all__ = ["ABSENT", "EXPECTS_FALSE", "EXPECTS_TRUE", "NO_GUARD", "OUTPUT", "SUM_STEP", "Program", "prune"]
+__all__ = [
+    "ABSENT",
+    "EXPECTS_FALSE",
+    "EXPECTS_TRUE",
+    "NO_GUARD",
+    "OUTPUT",
+    "PRODUCT",
+    "SUM_STEP",
+    "Matmul",
+    "Program",
+    "prune",
+]
 
 ABSENT = np.iinfo(np.int32).min  # an operand that a primitive lacks
 OUTPUT = BLOCK  # the code of an instruction that hands its operand out; a program has no blocks
+PRODUCT = INPUT  # the code of a result of a matrix product that stays whole; inputs are no instructions
 NO_GUARD, EXPECTS_FALSE, EXPECTS_TRUE, SUM_STEP = range(4)
+
+
+@dataclass(frozen=True)
+class Matmul:
+    """A matrix product that stays whole: ``m * n`` instructions from `first` on, which have no operands of their own.
+
+    Attributes
+    ----------
+    first : int
+    shape : tuple of int
+        ``(m, k, n)``.
+    operands : tuple of Operand
+        The two factors as the sweeps read them.
+    reads : tuple of ndarray or None
+        The instructions and leaves that each factor reads, in C order; None for plain numbers. Products that read the same have the same array.
+    """
+
+    first: int
+    shape: tuple[int, int, int]
+    operands: tuple[Operand, ...]
+    reads: tuple[np.ndarray | None, ...]
+
+    @property
+    def layouts(self) -> list[tuple[int, int] | None]:
+        """How BLAS reads each factor in the sweeps, which decides how sums are rounded: its strides, None for a copy in C order."""
+        m, k, n = self.shape
+        found = []
+        for operand, shape in zip(self.operands, ((m, k), (k, n)), strict=True):
+            strides = (0, 0) if operand.mode == TABLE else blas_strides.py_func(*shape, *operand.strides)
+            found.append(strides if any(strides) else None)
+        return found
+
+    @property
+    def kind(self) -> tuple:
+        """What products have in common that may be iterations of one loop."""
+        factors = []
+        for reads, strides in zip(self.reads, self.layouts, strict=True):
+            is_transposed = strides is not None and strides[1] != 1
+            factors.append((is_transposed, strides if reads is None else ()))
+        return (self.shape, *factors)
 
 
 @dataclass(frozen=True)
@@ -38,6 +94,8 @@ class Program:
         Leaves, which are numbered in this order.
     constants : (n_constants,) float64 ndarray
     n_outputs : int
+    matmuls : tuple of Matmul
+        In order.
     """
 
     code: np.ndarray
@@ -47,6 +105,7 @@ class Program:
     n_parameters: int
     constants: np.ndarray
     n_outputs: int
+    matmuls: tuple[Matmul, ...] = ()
 
     @property
     def n_constants(self) -> int:
@@ -59,10 +118,21 @@ class Program:
 
 
 @kernel
-def _mark(opcode, lhs, rhs, arity, live):
-    """Mark every slot that a marked one reads."""
-    for slot in range(opcode.size - 1, 0, -1):
-        if live[slot]:
+def _mark(opcode, lhs, rhs, arity, live, first_of, reads, starts, ends):
+    """Mark every slot that a marked one reads; product p as a whole, and what ``reads[starts[p, i] : ends[p, i]]`` lists for both factors."""
+    slot = opcode.size
+    while slot > 1:
+        slot -= 1
+        if opcode[slot] == BLOCK:
+            product = lhs[slot]
+            first = first_of[product]
+            if live[first : slot + 1].any():
+                live[first : slot + 1] = True
+                for which in range(2):
+                    for i in range(starts[product, which], ends[product, which]):
+                        live[reads[i]] = True
+            slot = first
+        elif live[slot]:
             code = opcode[slot]
             n = arity[code]
             if n > 0:
@@ -89,6 +159,11 @@ def _copy(opcode, lhs, rhs, arity, live, decided, number, code, operands, guard,
             n_constants += 1
             continue
         number[slot] = n
+        if own == BLOCK:
+            code[n] = PRODUCT
+            guard[n] = NO_GUARD
+            n += 1
+            continue
         code[n] = own
         operands[0, n] = number[lhs[slot]]
         operands[1, n] = number[rhs[slot]] if arity[own] > 1 else ABSENT
@@ -104,7 +179,8 @@ def prune(tape: FlatTape) -> Program:
     Parameters
     ----------
     tape : FlatTape
-        With its `output_slots`; guards must have outcomes 0.0 or 1.0, or be numbers that the recording computed (then compared).
+        With its `output_slots`, and `products` that stay whole; guards must have outcomes 0.0 or 1.0, or be numbers that the recording
+        computed (then compared).
 
     Returns
     -------
@@ -119,7 +195,7 @@ def prune(tape: FlatTape) -> Program:
     guard_slots = np.array(tape.guards.slot, np.int64)
     expected = np.array(tape.guards.expected, np.float64)
     live[guard_slots] = True
-    _mark(opcode, lhs, rhs, _arity(), live)
+    _mark_live(tape, live)
 
     number = np.zeros(n_slots, np.int32)
     n_leaves = 0
@@ -134,7 +210,7 @@ def prune(tape: FlatTape) -> Program:
 
     # A decision that was no truth value (the integer that `round` gave) is compared with what it was.
     plain = (expected == 0.0) | (expected == 1.0)
-    plain &= (opcode[guard_slots] != INPUT) & (opcode[guard_slots] != CONSTANT)
+    plain &= ~np.isin(opcode[guard_slots], (INPUT, CONSTANT, BLOCK))
     decided = np.zeros(n_slots, np.uint8)
     for first, size in tape.sums:  # before the decisions: one on a sum is what counts
         decided[first : first + size] = SUM_STEP
@@ -160,19 +236,55 @@ def prune(tape: FlatTape) -> Program:
     code[run], operands[0, run] = OUTPUT, number[outputs]
     n += outputs.size
     operands = operands[:, :n]
-    constants = _once_each(constants, operands, n_leaves)
-    return Program(code[:n], operands, guard[:n], n_inputs, n_parameters, constants, outputs.size)
+    matmuls = _numbered(tape, live, number)
+    readers = [operands, *(reads[None] for reads in _distinct(reads for matmul in matmuls for reads in matmul.reads))]
+    constants = _once_each(constants, readers, n_leaves)
+    return Program(code[:n], operands, guard[:n], n_inputs, n_parameters, constants, outputs.size, matmuls)
 
 
-def _once_each(constants: np.ndarray, operands: np.ndarray, first: int) -> np.ndarray:
-    """The distinct constants in the order in which they come; the operands that read a later copy read the first."""
+def _mark_live(tape: FlatTape, live: np.ndarray) -> None:
+    """Complete `live` (n_slots,), which is set for what is asked for."""
+    first_of = np.array([product.first for product in tape.products], np.int64)
+    distinct = _distinct(slots for product in tape.products for slots in product.reads)
+    edges = np.cumsum([0, *(slots.size for slots in distinct)])
+    place = {id(slots): i for i, slots in enumerate(distinct)}
+    places = np.array([[place.get(id(slots), -1) for slots in product.reads] for product in tape.products])
+    places = places.reshape(-1, 2).astype(np.int64)
+    starts, ends = edges[places], np.where(places < 0, 0, edges[places + 1])
+    reads = np.concatenate([np.zeros(0, np.int32), *distinct])
+    _mark(tape.opcode, tape.lhs, tape.rhs, _arity(), live, first_of, reads, starts, ends)
+
+
+def _distinct(arrays: Iterable[np.ndarray | None]) -> list[np.ndarray]:
+    """Each array once, in order."""
+    return list({id(array): array for array in arrays if array is not None}.values())
+
+
+def _numbered(tape: FlatTape, live: np.ndarray, number: np.ndarray) -> tuple[Matmul, ...]:
+    """The matrix products that live, in the numbers of the program."""
+    living = [product for product in tape.products if live[product.first]]
+    numbered = {id(slots): number[slots] for slots in _distinct(slots for product in living for slots in product.reads)}
+    return tuple(
+        Matmul(
+            int(number[product.first]),
+            product.block.shape,  # type: ignore[arg-type]
+            product.block.operands,
+            tuple(None if slots is None else numbered[id(slots)] for slots in product.reads),
+        )
+        for product in living
+    )
+
+
+def _once_each(constants: np.ndarray, readers: list[np.ndarray], first: int) -> np.ndarray:
+    """The distinct constants in the order in which they come; the readers (k, n) of a later copy read the first."""
     _, first_of, place = np.unique(constants.view(np.int64), return_index=True, return_inverse=True)
     if first_of.size == constants.size:
         return constants
     order = np.argsort(first_of)
     rank = np.empty_like(order)
     rank[order] = np.arange(order.size)
-    _renumber(operands, first, rank[place])
+    for operands in readers:
+        _renumber(operands, first, rank[place])
     return constants[first_of[order]]
 
 

@@ -12,7 +12,8 @@ import llvmlite.ir as ir
 
 from tapejit.compiler.emitter import LANES, number
 from tapejit.compiler.functions import Functions
-from tapejit.compiler.nest import Loop, Node, Site
+from tapejit.compiler.multiply import emit_adjoints
+from tapejit.compiler.nest import Loop, Node, Product, Site
 from tapejit.compiler.operands import Carried, Constant, Memory, Operand, Result, Scope
 from tapejit.compiler.places import Address
 from tapejit.compiler.plan import Plan, partials_of
@@ -44,7 +45,7 @@ class Reverse(Stencils):
         plan = self.plan
         found = [memory.adjoint for memory in plan.found.memory if memory.home is loop and memory.adjoint is not None]
         own = [address for site, address in plan.adjoints.items() if site.loop is loop]
-        return [*super().addresses(loop), *found, *own]  # type: ignore[list-item]
+        return [*super().addresses(loop), *found, *own]
 
     def _outside(self) -> dict[Loop, list[Any]]:
         """For each loop what comes from outside and takes adjoints in it."""
@@ -72,7 +73,9 @@ class Reverse(Stencils):
     def body(self, loop: Loop) -> None:
         self._recompute(loop)
         for node in reversed(loop.body):
-            if isinstance(node, Loop):
+            if isinstance(node, Product):
+                emit_adjoints(self, node)
+            elif isinstance(node, Loop):
                 self._inner(node)
             elif node in self.plan.active:
                 self._pull_back(node)

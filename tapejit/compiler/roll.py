@@ -18,8 +18,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tapejit.compiler.nest import Loop, Site
-from tapejit.compiler.prune import Program
+from tapejit.compiler.nest import Loop, Product, Site
+from tapejit.compiler.prune import Matmul, Program
 from tapejit.errors import TapejitError
 from tapejit.sweeps.kernel import kernel
 
@@ -39,6 +39,7 @@ SHORTEST_SHIFTED = 32  # iterations of a run that may lose one by it
 LARGEST_SHIFTED = 4096  # instructions in an iteration of such a run
 UNROLL = 256  # instructions up to which a loop of constant length is written out inside another
 UNROLL_TRIPS = 16
+_FIRST_KIND = 1 << 10  # symbols of matrix products; codes with their guards are below
 
 
 class TooLargeError(TapejitError):
@@ -328,6 +329,9 @@ def roll(program: Program, max_sites: int = 20_000) -> Loop:
     lengths = np.ones(symbols.size, np.int32)
     levels: list[_Level] = []
     level = None
+    if program.matmuls:
+        levels.append(_product_level(symbols, program.matmuls))
+        symbols, lengths = levels[0].symbols, levels[0].lengths
     while len(levels) < 16 and (level := _next_level(symbols, lengths, program.operands, level)) is not None:
         levels.append(level)
         symbols, lengths = level.symbols, level.lengths
@@ -343,11 +347,31 @@ def roll(program: Program, max_sites: int = 20_000) -> Loop:
     return root
 
 
+def _product_level(symbols: np.ndarray, matmuls: tuple[Matmul, ...]) -> _Level:
+    """The lowest level of a program with matrix products: each is one item, a run of its results."""
+    firsts = np.array([matmul.first for matmul in matmuls])
+    sizes = np.array([matmul.shape[0] * matmul.shape[2] for matmul in matmuls])
+    kinds: dict[tuple, int] = {}
+    names = [kinds.setdefault(matmul.kind, len(kinds)) for matmul in matmuls]
+    lengths = np.ones(symbols.size, np.int32)
+    lengths[firsts] = sizes
+    is_inside = np.zeros(symbols.size + 1, np.int32)
+    np.add.at(is_inside, firsts + 1, 1)
+    np.add.at(is_inside, firsts + sizes, -1)
+    start = np.flatnonzero(np.cumsum(is_inside[:-1]) == 0).astype(np.int32)
+    period = np.zeros(symbols.size, np.int32)
+    period[firsts] = 1
+    symbols = symbols.copy()
+    symbols[firsts] = _FIRST_KIND + np.array(names, np.int32)
+    return _Level(symbols[start], lengths[start], start, period[start], lengths[start], np.zeros(0, np.int64), 0)
+
+
 class _Builder:
     """Makes the tree from the levels, from the top down: every node is made once, with all the items that it stands for."""
 
     def __init__(self, program: Program, levels: list[_Level], max_sites: int) -> None:
         self.program, self.levels, self.room = program, levels, max_sites
+        self.product_at = {matmul.first: matmul for matmul in program.matmuls}
 
     def add(self, parent: Loop, level: int, items: np.ndarray) -> None:
         """Add what these items of a level stand for, which is one instruction or loop seen once an iteration of `parent`."""
@@ -361,6 +385,10 @@ class _Builder:
             parent.append(Site(int(self.program.code[items[0]]), int(self.program.guard[items[0]]), items))
             return
         below = self.levels[level - 1]
+        if level == 1 and self.product_at:
+            self.room -= 1
+            parent.append(Product([self.product_at[first] for first in below.start[items].tolist()]))
+            return
         period, trips = int(below.period[items[0]]), below.trips[items].astype(np.int64)
         starts = below.start[items].astype(np.int64)
         constant = bool((trips == trips[0]).all())

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tapejit import layout
-from tapejit.compiler.nest import Loop, Site
+from tapejit.compiler.nest import Loop, Product, Site
 from tapejit.compiler.operands import Carried, Constant, Memory, Operand, Result, Scope
 from tapejit.compiler.prune import EXPECTS_FALSE, EXPECTS_TRUE, SUM_STEP
 from tapejit.ops import ADD, SUB
@@ -90,6 +90,8 @@ def shared(plan: Plan, loop: Loop) -> Sharing | None:
     """How a loop is shared, None if it is not. What depends on places in memory is left open (see `find_copies`)."""
     if loop.loop is not plan.root or loop.n_iterations < FEWEST_CHUNKS:
         return None
+    if any(isinstance(inside, Product) for inside in loop.loops()):
+        return None  # products work in memory of their own
     if sum(site.instructions.size for site in loop.sites()) < SMALLEST_SHARED:
         return None
     outside = _outside(plan, loop)

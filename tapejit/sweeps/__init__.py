@@ -35,11 +35,11 @@ if TYPE_CHECKING:
 
 _PIECE = 1 << 14
 
-__all__ = ["activity", "forward", "input_adjoint", "reverse", "second_order", "tangent"]
+__all__ = ["activity", "blas_addresses", "forward", "input_adjoint", "reverse", "second_order", "tangent"]
 
 
 @cache
-def _blas_addresses() -> np.ndarray:
+def blas_addresses() -> np.ndarray:
     """SciPy's dgemm, for kernels to call."""
     import scipy.linalg.cython_blas  # noqa: F401 - makes the functions known
     from numba.extending import get_cython_function_address
@@ -50,7 +50,7 @@ def _blas_addresses() -> np.ndarray:
 def _blas(tape: FlatTape) -> np.ndarray:
     words = tape.words
     needed = any(words[at] == MATMUL for at in tape.block_at)
-    return _blas_addresses() if needed else np.zeros(1, np.int64)
+    return blas_addresses() if needed else np.zeros(1, np.int64)
 
 
 def forward(tape: FlatTape, value: np.ndarray | None = None) -> None:

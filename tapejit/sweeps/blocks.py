@@ -12,6 +12,7 @@ import numpy as np
 from tapejit.layout import DATA, HEADER, SLOTS, TABLE, TILE
 from tapejit.sweeps.kernel import FLAGS
 from tapejit.sweeps.pointers import call_gemm, load_float, load_index, store_float
+from tapejit.sweeps.vectors import LANES, TOGETHER, add_columns, dot_rows
 
 helper = numba.njit(**FLAGS)
 
@@ -219,21 +220,28 @@ def spread_sum(words, at, adjoint, step, buffer):
 
 
 @helper
-def matrix(words, operand_at, n_rows, n_columns, source, step):
-    """An operand of a matrix product as ``(address, row stride, column stride, owner)``; copied where BLAS could not read it.
+def blas_strides(n_rows, n_columns, rows, columns):
+    """The strides of a matrix as BLAS may read it in place: (row stride, 1) or (1, column stride); (0, 0) if it must be copied.
 
     BLAS reads a matrix in which one stride is 1 and the other at least the number of elements along the first.
     """
+    if (columns == 1 or n_columns == 1) and rows >= max(1, n_columns):
+        return rows, 1
+    if (rows == 1 or n_rows == 1) and columns >= max(1, n_rows):
+        return 1, columns
+    return 0, 0
+
+
+@helper
+def matrix(words, operand_at, n_rows, n_columns, source, step):
+    """An operand of a matrix product as ``(address, row stride, column stride, owner)``; copied where BLAS could not read it."""
     mode, base, rows, columns = words[operand_at], words[operand_at + 1], words[operand_at + 2], words[operand_at + 3]
     if mode != TABLE:
-        address = base if mode == DATA else source + 8 * step * base
-        if mode == SLOTS:
-            rows, columns = rows * step, columns * step
-        if (columns == 1 or n_columns == 1) and rows >= max(1, n_columns):
-            return address, rows, 1, np.empty(0)
-        if (rows == 1 or n_rows == 1) and columns >= max(1, n_rows):
-            return address, 1, columns, np.empty(0)
-        rows, columns = words[operand_at + 2], words[operand_at + 3]
+        apart = step if mode == SLOTS else 1
+        row_stride, column_stride = blas_strides(n_rows, n_columns, rows * apart, columns * apart)
+        if row_stride != 0:
+            address = base if mode == DATA else source + 8 * step * base
+            return address, row_stride, column_stride, np.empty(0)
     copied = np.empty(n_rows * n_columns)
     for i in range(n_rows):
         gather_run(mode, base, i * rows, columns, n_columns, source, step, copied.ctypes.data + 8 * i * n_columns)
@@ -257,26 +265,64 @@ def matrix_vector(m, n, a, rows, columns, x, step, beta, out):
     for i in range(m):
         store_float(out, i, beta * load_float(out, i) if beta != 0.0 else 0.0)
     if rows == 1 and m > 1:
-        for j in range(n):
+        whole = n - n % TOGETHER
+        for j in range(0, whole, TOGETHER):
+            add_scaled_columns(m, a + 8 * j * columns, columns, x + 8 * j * step, step, out)
+        for j in range(whole, n):
             factor = load_float(x, j * step)
             column = a + 8 * j * columns
             for i in range(m):
                 store_float(out, i, load_float(out, i) + factor * load_float(column, i))
         return
-    packed = np.empty(n)
-    for j in range(n):
-        packed[j] = load_float(x, j * step)
-    vector = packed.ctypes.data
-    for i in range(m):
-        row = a + 8 * i * rows
-        total = load_float(out, i)
-        if columns == 1:
-            total += dot_run(row, vector, n)
-        else:
-            for j in range(n):
-                total += load_float(row, j * columns) * load_float(vector, j)
-        store_float(out, i, total)
+    packed = np.empty(0 if step == 1 else n)
+    vector = x
+    if step != 1:
+        vector = packed.ctypes.data
+        gather_run(DATA, x, 0, step, n, 0, 1, vector)
+    if columns == 1:
+        whole = m - m % TOGETHER
+        for i in range(0, whole, TOGETHER):
+            add_dot_rows(a + 8 * i * rows, rows, vector, n, out + 8 * i)
+        for i in range(whole, m):
+            store_float(out, i, load_float(out, i) + dot_run(a + 8 * i * rows, vector, n))
+    else:
+        row = np.empty(n)
+        for i in range(m):
+            gather_run(DATA, a, i * rows, columns, n, 0, 1, row.ctypes.data)
+            store_float(out, i, load_float(out, i) + dot_run(row.ctypes.data, vector, n))
+        row[:0] = 0.0
     packed[:0] = 0.0  # Keeps the buffer alive until here.
+
+
+@helper
+def add_scaled_columns(m, columns, distance, x, step, out):
+    """Add four contiguous columns, each times a number, to `out`, one after the other."""
+    whole = m - m % LANES
+    a, b, c, d = load_float(x, 0), load_float(x, step), load_float(x, 2 * step), load_float(x, 3 * step)
+    add_columns(columns, distance, (a, b, c, d), whole, out)
+    for i in range(whole, m):
+        total = load_float(out, i) + a * load_float(columns, i)
+        total += b * load_float(columns, i + distance)
+        total += c * load_float(columns, i + 2 * distance)
+        total += d * load_float(columns, i + 3 * distance)
+        store_float(out, i, total)
+
+
+@helper
+def add_dot_rows(rows, distance, x, n, out):
+    """Add the scalar products of four contiguous rows with `x` to four numbers, each as `dot_run` computes it."""
+    whole = n - n % LANES
+    a, b, c, d = dot_rows(rows, distance, x, whole)
+    for j in range(whole, n):
+        factor = load_float(x, j)
+        a += load_float(rows, j) * factor
+        b += load_float(rows, j + distance) * factor
+        c += load_float(rows, j + 2 * distance) * factor
+        d += load_float(rows, j + 3 * distance) * factor
+    store_float(out, 0, load_float(out, 0) + a)
+    store_float(out, 1, load_float(out, 1) + b)
+    store_float(out, 2, load_float(out, 2) + c)
+    store_float(out, 3, load_float(out, 3) + d)
 
 
 @helper
@@ -300,8 +346,24 @@ def dot_run(x, y, n):
 
 
 @helper
-def multiply(blas, m, k, n, a, a_rows, a_columns, b, b_rows, b_columns, beta, out):
-    """Row-major ``out = a @ b + beta * out`` for an (m, k) and a (k, n) matrix that BLAS can read."""
+def outer_product(m, n, a, a_step, b, b_step, beta, out, out_rows):
+    """``out = a b.T + beta * out`` for two vectors."""
+    for i in range(m):
+        factor, row = load_float(a, i * a_step), out + 8 * i * out_rows
+        if beta == 0.0:
+            for j in range(n):
+                store_float(row, j, factor * load_float(b, j * b_step))
+        else:
+            for j in range(n):
+                store_float(row, j, factor * load_float(b, j * b_step) + beta * load_float(row, j))
+
+
+@helper
+def multiply(gemm, m, k, n, a, a_rows, a_columns, b, b_rows, b_columns, beta, out, out_rows):
+    """Row-major ``out = a @ b + beta * out`` for an (m, k) and a (k, n) matrix that BLAS can read.
+
+    Rows of `out` stand `out_rows` numbers apart; a single column is contiguous.
+    """
     # out.T = b.T @ a.T in column-major terms: a row-major matrix is its own transpose there.
     if n == 1:
         matrix_vector(m, k, a, a_rows, a_columns, b, b_rows if k > 1 else 1, beta, out)
@@ -309,9 +371,12 @@ def multiply(blas, m, k, n, a, a_rows, a_columns, b, b_rows, b_columns, beta, ou
     if m == 1:
         matrix_vector(n, k, b, b_columns, b_rows, a, a_columns if k > 1 else 1, beta, out)
         return
+    if k == 1:
+        outer_product(m, n, a, a_rows, b, b_columns, beta, out, out_rows)
+        return
     trans_b, ldb = (_NO_TRANSPOSE, max(b_rows, n)) if b_columns == 1 else (_TRANSPOSE, max(b_columns, k))
     trans_a, lda = (_NO_TRANSPOSE, max(a_rows, k)) if a_columns == 1 else (_TRANSPOSE, max(a_columns, m))
-    call_gemm(blas[0], trans_b, trans_a, n, m, k, 1.0, b, ldb, a, lda, beta, out, n)
+    call_gemm(gemm, trans_b, trans_a, n, m, k, 1.0, b, ldb, a, lda, beta, out, max(out_rows, n))
 
 
 @helper
@@ -321,7 +386,7 @@ def multiply_derivative(blas, m, k, n, a, a_rows, a_columns, b, b_rows, b_column
     BLAS knows no such rule: where its result is not finite, the product is done again with the test.
     """
     product = np.empty(m * n)
-    multiply(blas, m, k, n, a, a_rows, a_columns, b, b_rows, b_columns, 0.0, product.ctypes.data)
+    multiply(blas[0], m, k, n, a, a_rows, a_columns, b, b_rows, b_columns, 0.0, product.ctypes.data, n)
     finite = True
     for i in range(m * n):
         finite &= abs(product[i]) < np.inf

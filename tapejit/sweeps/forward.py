@@ -89,7 +89,7 @@ def forward_block(opcode, lhs, words, at, values, functions, blas, scratch):
         k, m, n = words[at + 3], words[at + 4], words[at + 5]
         a, a_rows, a_columns, a_owner = matrix(words, at + HEADER, m, k, values, 1)
         b, b_rows, b_columns, b_owner = matrix(words, at + HEADER + 4, k, n, values, 1)
-        multiply(blas, m, k, n, a, a_rows, a_columns, b, b_rows, b_columns, 0.0, values + 8 * first)
+        multiply(blas[0], m, k, n, a, a_rows, a_columns, b, b_rows, b_columns, 0.0, values + 8 * first, n)
         a_owner[:0] = b_owner[:0]  # Keeps the copies alive until here.
     return first + size - 1
 

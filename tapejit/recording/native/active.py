@@ -14,8 +14,9 @@ from numba.core import cgutils
 from numba.core.typeconv import Conversion
 from numba.extending import box, intrinsic, lower_cast, make_attribute_wrapper, models, register_model
 
+from tapejit.recording.native import fast_push
+from tapejit.recording.native.header import POISON
 from tapejit.recording.native.memory import symbol
-from tapejit.recording.native.push import POISON
 
 __all__ = ["CELL", "active_bool", "active_float", "is_active_array", "is_active_type", "make_active", "parts"]
 
@@ -128,7 +129,10 @@ _INT64, _DOUBLE = ir.IntType(64), ir.DoubleType()
 def call_named(builder, name, args):
     """Call one of the functions that `push.install` registers; all give an int64."""
     kind = ir.FunctionType(_INT64, [arg.type for arg in args])
-    return builder.call(symbol(builder.module, f"tapejit_{name}", kind), args)
+    callee = symbol(builder.module, f"tapejit_{name}", kind)
+    if name in fast_push.NAMES:
+        callee.calling_convention = fast_push.CONVENTION
+    return builder.call(callee, args, cconv=callee.calling_convention)
 
 
 @lower_cast(types.Float, ActiveFloat)

@@ -1,11 +1,8 @@
-"""How compiled code appends to a tape: the header that both sides read, and the functions that write slots.
+"""How compiled code appends to a tape: the functions that write slots, by way of its `header`.
 
-An *active* number carries a *word*: its slot in the lower half and the number of its tape in the upper half. Zero says passive: the number
-is on no tape. A negative word is *poison*: what memory holds that was allocated and never written.
-
-Each tape under native recording has a *header*, an array of int64 with the addresses of its flat arrays; `HEADERS` lists them by number.
 The functions here are compiled once in the life of an installation and called by name (a symbol) from the user's compiled functions, so
-those stay small. What is rare (the tape is full, poison was read) calls back into Python, which knows the recording by its thread.
+those stay small. The two that write almost every slot are LLVM IR (`fast_push`); the others, and what those two leave to them, are here.
+What is rare (the tape is full, poison was read) calls back into Python, which knows the recording by its thread.
 """
 
 from __future__ import annotations
@@ -14,36 +11,39 @@ from functools import cache
 
 import llvmlite.binding
 import numba
-import numpy as np
 from numba import types
 
 from tapejit import ops
+from tapejit.recording.native.fast_push import compile_fast_push
+from tapejit.recording.native.header import (
+    CALLBACK,
+    CAPACITY,
+    CONSTANT_SETS,
+    CONSTANTS,
+    DEAD,
+    FLAGS,
+    GUARD_CAPACITY,
+    GUARD_EXPECTED,
+    GUARD_SLOT,
+    HEADERS,
+    KEEPS_GUARDS,
+    LHS,
+    N_GUARDS,
+    NEXT,
+    OPCODE,
+    RHS,
+    SPREAD,
+    VALUE,
+)
 from tapejit.recording.native.memory import bits_of, call_back, call_symbol, load, load_symbol, store
 from tapejit.sweeps.kernel import FLAGS as KERNEL_FLAGS
 from tapejit.sweeps.kernel import primitive_kernel
 
-__all__ = ["HEADERS", "install"]
-
-MAX_TAPES = 64  # recordings at the same time in one process
-POISON = -1
-
-# Header, in int64 words.
-N_SLOTS, CAPACITY, OPCODE, LHS, RHS, VALUE = range(6)
-KEEPS_GUARDS, N_GUARDS, GUARD_CAPACITY, GUARD_SLOT, GUARD_EXPECTED = range(6, 11)
-CONSTANTS = 16  # where the table of constants begins: pairs of bits and slot, two pairs a set
-CONSTANT_SETS = 512
-DEAD = -1  # capacity of a tape that must not grow: an error has happened
-HEADER_WORDS = CONSTANTS + 4 * CONSTANT_SETS
+__all__ = ["install"]
 
 # What a callback is asked.
 GROW_TAPE, GROW_GUARDS, READ_POISON, STOPPED = range(4)
 
-HEADERS = np.zeros(MAX_TAPES, np.int64)
-# What compiled code looks at before it does anything rare: recordings that keep guards, recordings that must stop, the callback.
-FLAGS = np.zeros(4, np.int64)
-WATCHING, STOPPING, CALLBACK = range(3)
-
-_SPREAD = 0x9E3779B97F4A7C15 - (1 << 64)  # 2**64 / golden ratio: Fibonacci hashing (Knuth, TAOCP 3, section 6.4)
 _CONSTANT, _POSITIVE, _SELECT = ops.CONSTANT, ops.POSITIVE, ops.SELECT
 _POWER, _POWER_CONSTANT, _SQUARE, _CUBE, _SQRT, _RECIPROCAL = (
     ops.CODE[name] for name in ("power", "power_constant", "square", "cube", "sqrt", "reciprocal")
@@ -64,28 +64,29 @@ def _unrecorded(word):
 
 
 @_inside
-def _written(header, number, slot, code, lhs, rhs, value):
+def _written(header, word, code, lhs, rhs, value):
+    slot = word & 0xFFFFFFFF
     store(load(header, OPCODE, types.int64), slot, code, types.uint8)
     store(load(header, LHS, types.int64), slot, lhs, types.int32)
     store(load(header, RHS, types.int64), slot, rhs, types.int32)
     store(load(header, VALUE, types.int64), slot, value, types.float64)
-    store(header, N_SLOTS, slot + 1, types.int64)
-    return (number << 32) | slot
+    store(header, NEXT, word + 1, types.int64)
+    return word
 
 
 @_inside
 def _appended(header, number, code, lhs, rhs, value):
-    slot = load(header, N_SLOTS, types.int64)
+    word = load(header, NEXT, types.int64)
     capacity = load(header, CAPACITY, types.int64)
-    if slot >= capacity:
+    if word >= capacity:
         if capacity == DEAD or call_back(load_symbol("tapejit_flags", CALLBACK), GROW_TAPE, number) == 0:
             return 0
-    return _written(header, number, slot, code, lhs, rhs, value)
+    return _written(header, word, code, lhs, rhs, value)
 
 
 @_inside
 def _place_of(value):
-    return CONSTANTS + 4 * ((bits_of(value) * _SPREAD >> 40) & (CONSTANT_SETS - 1))
+    return CONSTANTS + 4 * ((bits_of(value) * SPREAD >> 40) & (CONSTANT_SETS - 1))
 
 
 @_inside
@@ -106,45 +107,8 @@ def _constant(header, number, value):
     return slot
 
 
-def push_one(code, x_word, value):
-    """Record ``value = op(x)``; gives its word."""
-    if x_word <= 0:
-        return _rare_one(code, x_word, value)
-    number = x_word >> 32
-    header = load_symbol("tapejit_headers", number)
-    slot = load(header, N_SLOTS, types.int64)
-    if slot >= load(header, CAPACITY, types.int64):
-        return _rare_one(code, x_word, value)
-    return _written(header, number, slot, code, x_word & 0xFFFFFFFF, 0, value)
-
-
-def push_two(code, x_value, x_word, y_value, y_word, value):
-    """Record ``value = op(x, y)`` unless both are passive; gives its word."""
-    word = x_word | y_word
-    if word <= 0:
-        return _rare_two(code, x_value, x_word, y_value, y_word, value)
-    number = word >> 32
-    header = load_symbol("tapejit_headers", number)
-    slot = load(header, N_SLOTS, types.int64)
-    if slot >= load(header, CAPACITY, types.int64):
-        return _rare_two(code, x_value, x_word, y_value, y_word, value)
-    lhs = x_word & 0xFFFFFFFF
-    rhs = y_word & 0xFFFFFFFF
-    if x_word == 0:
-        at = _place_of(x_value)
-        if load(header, at, types.int64) != bits_of(x_value):
-            return _rare_two(code, x_value, x_word, y_value, y_word, value)
-        lhs = load(header, at + 1, types.int64)
-    if y_word == 0:
-        at = _place_of(y_value)
-        if load(header, at, types.int64) != bits_of(y_value):
-            return _rare_two(code, x_value, x_word, y_value, y_word, value)
-        rhs = load(header, at + 1, types.int64)
-    return _written(header, number, slot, code, lhs, rhs, value)
-
-
 def rare_one(code, x_word, value):
-    """What `push_one` leaves to a function of its own, so that the common case saves no registers."""
+    """What `push_one` leaves: a full tape, poison."""
     if x_word <= 0:
         return _unrecorded(x_word)
     number = x_word >> 32
@@ -272,9 +236,8 @@ def set_value(word, value):
     if word <= 0:
         return _unrecorded(word)
     header = load_symbol("tapejit_headers", word >> 32)
-    slot = word & 0xFFFFFFFF
-    if slot < load(header, N_SLOTS, types.int64):
-        store(load(header, VALUE, types.int64), slot, value, types.float64)
+    if word < load(header, NEXT, types.int64):
+        store(load(header, VALUE, types.int64), word & 0xFFFFFFFF, value, types.float64)
     return word
 
 
@@ -286,8 +249,6 @@ def stopped():
 _SIGNATURES = {
     rare_one: _ONE,
     rare_two: _TWO,
-    push_one: _ONE,
-    push_two: _TWO,
     push_power: _I(_D, _I, _D, _I, _D),
     push_compare: _I(_I, _D, _I, _D, _I, _D),
     push_integer: _I(_I, _I, _D),
@@ -310,3 +271,4 @@ def install(callback_address: int) -> None:
         compiled = primitive_kernel(signature, function)
         _compiled.append(compiled)
         llvmlite.binding.add_symbol(f"tapejit_{function.__name__}", compiled.address)
+    _compiled.append(compile_fast_push())

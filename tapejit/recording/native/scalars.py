@@ -33,8 +33,8 @@ from tapejit.recording.native.active import (
     is_active_type,
     parts,
 )
+from tapejit.recording.native.header import WATCHING
 from tapejit.recording.native.memory import symbol
-from tapejit.recording.native.push import WATCHING
 
 __all__ = ["functions_of", "register"]
 

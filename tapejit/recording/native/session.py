@@ -24,11 +24,12 @@ from numba.extending import intrinsic
 
 from tapejit import ops
 from tapejit.errors import TapejitError, UninitializedError
+from tapejit.recording.native import header as layout
 from tapejit.recording.native import push
 from tapejit.recording.native.active import call_named
 from tapejit.recording.native.domains import check_domains
+from tapejit.recording.native.header import FLAGS, HEADERS, LATEST, MAX_TAPES, NO_TAPE, STOPPING, WATCHING
 from tapejit.recording.native.memory import symbol
-from tapejit.recording.native.push import FLAGS, HEADERS, MAX_TAPES, STOPPING, WATCHING
 from tapejit.recording.recorder import Tape
 
 __all__ = ["Session", "Stopped", "poll"]
@@ -78,12 +79,13 @@ class Session:
             if not free.size:
                 raise TapejitError(f"{MAX_TAPES - 1} native recordings are open already; end one of them first")
             self.number = 1 + int(free[0])
-            self._header = _spare.pop() if _spare else np.empty(push.HEADER_WORDS, np.int64)
+            self._header = _spare.pop() if _spare else np.empty(layout.HEADER_WORDS, np.int64)
             self._header[:] = 0
-            HEADERS[self.number] = self._header.ctypes.data
+            FLAGS[LATEST] = HEADERS[self.number] = self._header.ctypes.data
             FLAGS[WATCHING] += self.keeps_guards
         self._first = self.tape.n_slots
-        self._header[push.KEEPS_GUARDS] = self.keeps_guards
+        self._header[layout.NUMBER] = self.number
+        self._header[layout.KEEPS_GUARDS] = self.keeps_guards
         _sessions().append(self)
         try:
             self._defer_signals()
@@ -120,8 +122,8 @@ class Session:
         self._call_handlers()
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        n_slots = int(self._header[push.N_SLOTS])
-        n_guards = int(self._header[push.N_GUARDS])
+        n_slots = self._n_slots()
+        n_guards = int(self._header[layout.N_GUARDS])
         self._leave()
         opcode = self.tape._opcode[:n_slots]
         n_user = max(0, int(opcode.max()) - ops.FIRST_USER + 1) if ops.USER and n_slots else 0
@@ -139,17 +141,24 @@ class Session:
         _sessions().remove(self)
         with _lock:
             HEADERS[self.number] = 0
+            # No header in `HEADERS` carries the number of another, or of one that has ended: compiled code relies on the number.
+            self._header[layout.NUMBER] = 0
+            FLAGS[LATEST] = HEADERS.max() or NO_TAPE.ctypes.data
             FLAGS[WATCHING] -= self.keeps_guards
             FLAGS[STOPPING] -= self.error is not None
             _spare.append(self._header)
+
+    def _n_slots(self) -> int:
+        return int(self._header[layout.NEXT]) & 0xFFFFFFFF
 
     def _publish(self, n_more: int) -> None:
         """Make room, and tell compiled code where."""
         arrays = self.tape.room(n_more)
         header = self._header
-        header[push.N_SLOTS] = self.tape.n_slots
-        header[push.OPCODE : push.VALUE + 1] = [array.ctypes.data for array in arrays]
-        header[push.CAPACITY] = min(min(array.size for array in arrays), self.tape.max_slots)
+        upper = self.number << 32
+        header[layout.NEXT] = upper | self.tape.n_slots
+        header[layout.OPCODE : layout.VALUE + 1] = [array.ctypes.data for array in arrays]
+        header[layout.CAPACITY] = upper | min(min(array.size for array in arrays), self.tape.max_slots)
 
     # What compiled code asks for.
 
@@ -166,7 +175,7 @@ class Session:
                     "allocate with np.zeros"
                 )
             if what == push.GROW_TAPE:
-                self.tape.took_room(int(self._header[push.N_SLOTS]))
+                self.tape.took_room(self._n_slots())
                 self._publish(1)
             else:
                 self._grow_guards()
@@ -176,16 +185,16 @@ class Session:
         return 1
 
     def _grow_guards(self) -> None:
-        n = int(self._header[push.N_GUARDS])
+        n = int(self._header[layout.N_GUARDS])
         size = max(1024, 2 * n)
         slot, expected = np.empty(size, np.int32), np.empty(size)
         slot[:n], expected[:n] = self._guard_slot[:n], self._guard_expected[:n]
         self._guard_slot, self._guard_expected = slot, expected
-        self._header[push.GUARD_SLOT : push.GUARD_EXPECTED + 1] = slot.ctypes.data, expected.ctypes.data
-        self._header[push.GUARD_CAPACITY] = size
+        self._header[layout.GUARD_SLOT : layout.GUARD_EXPECTED + 1] = slot.ctypes.data, expected.ctypes.data
+        self._header[layout.GUARD_CAPACITY] = size
 
     def _stop(self, error: BaseException) -> None:
-        self._header[push.CAPACITY] = push.DEAD
+        self._header[layout.CAPACITY] = layout.DEAD
         with _lock:
             self.error = error
             FLAGS[STOPPING] += 1

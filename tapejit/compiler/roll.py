@@ -111,47 +111,64 @@ def _best_shift(begins, operands, i, d, n_trips, rest, most_shift, stamps):
 
 @kernel
 def _find_runs(
-    symbols, lengths, begins, operands, following, tries, beyond, longest, few, large, period, trips, budget
+    symbols, begins, operands, following, beyond, bounds, few, large, new, known, period, trips, budget, only_bound
 ):
-    """Greedy from the left: ``period[i] > 0`` where a run of ``trips[i]`` periods begins; else one item stays alone."""
+    """Greedy from the left: ``period[i] > 0`` where a run of ``trips[i]`` periods begins; else one item stays alone. Gives the number of items.
+
+    Periods up to `known` were tried on the level below. A run of such a period that was not found there has a new item, and every new item
+    one period later as well; so it begins less than `known` items before one of `new`.
+
+    With `only_bound`, where in `bounds` the least is up to which periods must be tried for any run to be found; their number if none is found.
+    """
     n = symbols.size
     i = 0
     n_items = 0
     credit = budget[0]
     stamps = np.empty(LARGEST_SHIFTED, np.int32)
-    too_short = np.zeros(longest + 1, np.int64)  # where repeats at a distance end that are known to be too few
+    least = bounds.size
+    longest = bounds[least - 1]
+    # One past where the repeats at a distance end that were last found to be too few: none that begin before will do.
+    ends = np.zeros(longest + 1, np.int64)
+    next_new = 0
     while i < n:
+        while next_new < new.size and new[next_new] < i:
+            next_new += 1
+        tried_before = beyond
+        if next_new == new.size or new[next_new] >= i + known:
+            tried_before = max(beyond, known)
         period[i] = 0
         found = 0
         n_trips = 1
-        j = following[i]
+        j = following[i] if tried_before < longest else -1
         tried = 0
         k = 0
-        while j >= 0 and tried < tries and credit > 0:
+        while j >= 0 and tried < TRIES and credit > 0:
             d = j - i
             if j + d > n or d > longest:
                 break
-            if d <= beyond or i < too_short[d]:
-                j = following[j]
-                tried += 1
-                credit -= 1
-                continue
-            k = 0
-            while k < d and symbols[i + k] == symbols[j + k]:
-                k += 1
-            credit -= k + 4
-            if k == d:
+            credit -= 1
+            if d > tried_before and i >= ends[d]:
+                k = 0
                 while j + k < n and symbols[i + k] == symbols[j + k]:
                     k += 1
-                credit -= k - d
+                credit -= k + 3
                 n_trips = 1 + k // d
                 size = n_trips * (begins[j] - begins[i])
-                if size >= SMALLEST and (n_trips >= few or size > large):
+                if k >= d and size >= SMALLEST and (n_trips >= few or size > large):
                     found = d
                     break
-                too_short[d] = i + k
+                ends[d] = i + k + 1
             j = following[j]
             tried += 1
+        if only_bound:
+            if found > 0:
+                while least > 0 and found <= bounds[least - 1]:
+                    least -= 1
+                if least == 0:
+                    break
+                longest = bounds[least - 1]
+            i += 1
+            continue
         if found > 0:
             rest = k - (n_trips - 1) * found
             size = begins[j] - begins[i]
@@ -173,7 +190,7 @@ def _find_runs(
         else:
             i += 1
     budget[0] = credit
-    return n_items
+    return least if only_bound else n_items
 
 
 @kernel
@@ -204,17 +221,16 @@ def _collapse(symbols, lengths, period, trips, start, item_period, item_trips, k
 
 
 @kernel
-def _bodies_agree(symbols, start, period, key, representative, first_of):
-    """Whether loops of one key have one body: hashes may collide."""
-    for k in range(start.size):
+def _bodies_agree(symbols, start, period, loops, models):
+    """Whether the body of each loop is that of its model: hashes may collide."""
+    for which in range(loops.size):
+        k, r = loops[which], models[which]
         d = period[k]
-        if d > 0:
-            r = first_of[representative[k]]
-            if period[r] != d:
+        if period[r] != d:
+            return False
+        for m in range(d):
+            if symbols[start[k] + m] != symbols[start[r] + m]:
                 return False
-            for m in range(d):
-                if symbols[start[k] + m] != symbols[start[r] + m]:
-                    return False
     return True
 
 
@@ -236,12 +252,15 @@ class _Level:
     start: np.ndarray
     period: np.ndarray
     trips: np.ndarray
+    new: np.ndarray  # the items that are runs
+    known: int  # the longest period up to which all were tried: a longer one is that of the runs
 
 
-def _next_level(symbols: np.ndarray, lengths: np.ndarray, operands: np.ndarray, window: int) -> _Level | None:
+def _next_level(symbols: np.ndarray, lengths: np.ndarray, operands: np.ndarray, below: _Level | None) -> _Level | None:
     """The level above a sequence of symbols, None if nothing repeats."""
     n = symbols.size
-    short, long = PERIODS if window == WINDOW else PERIODS_ABOVE
+    window, (short, long) = (WINDOW, PERIODS) if below is None else (WINDOW_ABOVE, PERIODS_ABOVE)
+    new, known = (np.zeros(0, np.int64), 0) if below is None else (below.new, below.known)
     following: dict[int, np.ndarray] = {}
     period, trips = np.zeros(n, np.int32), np.empty(n, np.int32)
     hashes = np.empty(n, np.uint64)
@@ -249,50 +268,39 @@ def _next_level(symbols: np.ndarray, lengths: np.ndarray, operands: np.ndarray, 
     np.cumsum(lengths, out=begins[1:])
     budget = np.array([CREDIT * n + (1 << 16)])
 
-    def find(few: int, large: int) -> int:
-        """Look for runs of some length, the shortest periods first; gives the number of items then."""
+    def find(few: int, large: int, known: int) -> tuple[int, int]:
+        """Look for runs of some length, the shortest periods first; gives the number of items then, and the longest period before."""
         beyond = 0  # periods up to here have been tried
-        for width, longest in [*((window, length) for length in short), *((4 * window, length) for length in long)]:
+        for width, bounds in ((window, np.array(short)), (4 * window, np.array(long))):
             if width not in following:
                 following[width] = _followed(symbols, width, hashes)
-            n_items = _find_runs(
-                symbols,
-                lengths,
-                begins,
-                operands,
-                following[width],
-                TRIES,
-                beyond,
-                longest,
-                few,
-                large,
-                period,
-                trips,
-                budget,
-            )
-            if n_items < n:
-                break
-            beyond = longest
-        return n_items
+            search = symbols, begins, operands, following[width]
+            wanted = few, large, new, known, period, trips, budget
+            which = _find_runs(*search, beyond, bounds, *wanted, True)
+            if which < bounds.size:
+                beyond = int(bounds[which - 1]) if which > 0 else beyond
+                return _find_runs(*search, beyond, bounds[which : which + 1], *wanted, False), beyond
+            beyond = int(bounds[-1])
+        return n, beyond
 
     # First what will stay a loop: a few repeats of little code would be written out again, and might begin where no iteration does.
-    n_items = find(UNROLL_TRIPS, UNROLL)
+    n_items, known = find(UNROLL_TRIPS, UNROLL, known)
     if n_items == n:
-        n_items = find(3, 2 * SMALLEST)
+        n_items, _ = find(3, 2 * SMALLEST, 0)
     if n_items == n:
         return None
+    if below is None or budget[0] <= 0:
+        known = 0  # other windows are looked for above, or not all was tried
     start, item_period, item_trips = (np.empty(n_items, np.int32) for _ in range(3))
     key, new_lengths = np.empty(n_items, np.int64), np.empty(n_items, np.int32)
     _collapse(symbols, lengths, period, trips, start, item_period, item_trips, key, new_lengths)
-    is_loop = item_period > 0
-    keys, first_of, representative = np.unique(key[is_loop], return_index=True, return_inverse=True)
-    where = np.flatnonzero(is_loop)
-    full = np.zeros(n_items, np.int64)
-    full[is_loop] = representative
-    if not _bodies_agree(symbols, start, item_period, key, full, where[first_of]):
+    loops = np.flatnonzero(item_period)
+    _, first_of, representative = np.unique(key[loops], return_index=True, return_inverse=True)
+    if not _bodies_agree(symbols, start, item_period, loops, loops[first_of][representative]):
         return None
-    new_symbols = np.where(is_loop, int(symbols.max()) + 1 + full, key)
-    return _Level(new_symbols.astype(np.int32), new_lengths, start, item_period, item_trips)
+    new_symbols = key.astype(np.int32)
+    new_symbols[loops] = int(symbols.max()) + 1 + representative
+    return _Level(new_symbols, new_lengths, start, item_period, item_trips, loops, known)
 
 
 def roll(program: Program, max_sites: int = 20_000) -> Loop:
@@ -317,10 +325,10 @@ def roll(program: Program, max_sites: int = 20_000) -> Loop:
     symbols = program.code.astype(np.int32) + (program.guard.astype(np.int32) << 8)
     lengths = np.ones(symbols.size, np.int32)
     levels: list[_Level] = []
-    window = WINDOW
-    while len(levels) < 16 and (level := _next_level(symbols, lengths, program.operands, window)) is not None:
+    level = None
+    while len(levels) < 16 and (level := _next_level(symbols, lengths, program.operands, level)) is not None:
         levels.append(level)
-        symbols, lengths, window = level.symbols, level.lengths, WINDOW_ABOVE
+        symbols, lengths = level.symbols, level.lengths
     n_top = symbols.size
     if n_top > max_sites:
         raise TooLargeError(

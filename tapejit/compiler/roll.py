@@ -271,7 +271,9 @@ def _next_level(symbols: np.ndarray, lengths: np.ndarray, operands: np.ndarray, 
     def find(few: int, large: int, known: int) -> tuple[int, int]:
         """Look for runs of some length, the shortest periods first; gives the number of items then, and the longest period before."""
         beyond = 0  # periods up to here have been tried
-        for width, bounds in ((window, np.array(short)), (4 * window, np.array(long))):
+        for width, bounds in ((window, np.array(short, np.int64)), (4 * window, np.array(long, np.int64))):
+            if not bounds.size:
+                continue
             if width not in following:
                 following[width] = _followed(symbols, width, hashes)
             search = symbols, begins, operands, following[width]

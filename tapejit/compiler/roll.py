@@ -33,6 +33,7 @@ SMALLEST = 24  # instructions in all below which a repeat stays written out
 # window of four times the width must agree.
 PERIODS = ((16, 64), (256, 2048, 16384))
 PERIODS_ABOVE = ((2, 4, 8, 16), (32, 64, 256, 2048))
+TOGETHER = 64  # bounds up to here are tried in one scan
 CREDIT = 75  # comparisons an item, on average, after which the search is given up
 LARGEST_SHIFT = 512  # items by which a run may begin later than it could
 SHORTEST_SHIFTED = 32  # iterations of a run that may lose one by it
@@ -244,14 +245,9 @@ def _followed(symbols: np.ndarray, window: int, hashes: np.ndarray) -> np.ndarra
 
 
 def _groups(bounds: tuple[int, ...]) -> list[list[int]]:
-    """Which bounds of periods are tried in one scan: up to four times the least. A scan with one far larger might use up the credit."""
-    groups: list[list[int]] = []
-    for bound in bounds:
-        if groups and bound <= 4 * groups[-1][0]:
-            groups[-1].append(bound)
-        else:
-            groups.append([bound])
-    return groups
+    """Which bounds of periods are tried in one scan: the small ones. A scan with a large one might use up the credit before they are tried."""
+    together = [bound for bound in bounds if bound <= TOGETHER]
+    return ([together] if together else []) + [[bound] for bound in bounds if bound > TOGETHER]
 
 
 @dataclass

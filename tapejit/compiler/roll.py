@@ -33,7 +33,8 @@ SMALLEST = 24  # instructions in all below which a repeat stays written out
 # window of four times the width must agree.
 PERIODS = ((16, 64), (256, 2048, 16384))
 PERIODS_ABOVE = ((2, 4, 8, 16), (32, 64, 256, 2048))
-CREDIT = 100  # comparisons an item, on average, after which the search is given up
+TOGETHER = 64  # bounds up to here are tried in one scan
+CREDIT = 75  # comparisons an item, on average, after which the search is given up
 LARGEST_SHIFT = 512  # items by which a run may begin later than it could
 SHORTEST_SHIFTED = 32  # iterations of a run that may lose one by it
 LARGEST_SHIFTED = 4096  # instructions in an iteration of such a run
@@ -147,12 +148,12 @@ def _find_runs(
             d = j - i
             if j + d > n or d > longest:
                 break
-            credit -= 1
+            credit -= 2  # may wait for memory
             if d > tried_before and i >= ends[d]:
                 k = 0
                 while j + k < n and symbols[i + k] == symbols[j + k]:
                     k += 1
-                credit -= k + 3
+                credit -= k + 2
                 n_trips = 1 + k // d
                 size = n_trips * (begins[j] - begins[i])
                 if k >= d and size >= SMALLEST and (n_trips >= few or size > large):
@@ -244,6 +245,12 @@ def _followed(symbols: np.ndarray, window: int, hashes: np.ndarray) -> np.ndarra
     return following
 
 
+def _groups(bounds: tuple[int, ...]) -> list[list[int]]:
+    """Which bounds of periods are tried in one scan: the small ones. A scan with a large one might use up the credit before they are tried."""
+    together = [bound for bound in bounds if bound <= TOGETHER]
+    return ([together] if together else []) + [[bound] for bound in bounds if bound > TOGETHER]
+
+
 @dataclass
 class _Level:
     """One level: items, each one item of the level below (period 0) or a run of `trips` periods of `period` items from `start` on."""
@@ -272,18 +279,20 @@ def _next_level(symbols: np.ndarray, lengths: np.ndarray, operands: np.ndarray, 
     def find(few: int, large: int, known: int) -> tuple[int, int]:
         """Look for runs of some length, the shortest periods first; gives the number of items then, and the longest period before."""
         beyond = 0  # periods up to here have been tried
-        for width, bounds in ((window, np.array(short, np.int64)), (4 * window, np.array(long, np.int64))):
-            if not bounds.size:
-                continue
+        for width, bounds in [(window, group) for group in _groups(short)] + [
+            (4 * window, group) for group in _groups(long)
+        ]:
             if width not in following:
                 following[width] = _followed(symbols, width, hashes)
             search = symbols, begins, operands, following[width]
             wanted = few, large, new, known, period, trips, budget
-            which = _find_runs(*search, beyond, bounds, *wanted, True)
-            if which < bounds.size:
-                beyond = int(bounds[which - 1]) if which > 0 else beyond
-                return _find_runs(*search, beyond, bounds[which : which + 1], *wanted, False), beyond
-            beyond = int(bounds[-1])
+            which = _find_runs(*search, beyond, np.array(bounds), *wanted, True) if len(bounds) > 1 else 0
+            if which < len(bounds):
+                shorter = bounds[which - 1] if which > 0 else beyond
+                n_items = _find_runs(*search, shorter, np.array(bounds[which : which + 1]), *wanted, False)
+                if n_items < n:
+                    return n_items, shorter
+            beyond = bounds[-1]
         return n, beyond
 
     # First what will stay a loop: a few repeats of little code would be written out again, and might begin where no iteration does.
@@ -372,18 +381,31 @@ class _Builder:
     def __init__(self, program: Program, levels: list[_Level], max_sites: int) -> None:
         self.program, self.levels, self.room = program, levels, max_sites
         self.product_at = {matmul.first: matmul for matmul in program.matmuls}
+        self._begins: dict[int, np.ndarray] = {}
+
+    def begins(self, level: int) -> np.ndarray:
+        """The first instruction of each item of a level."""
+        if level not in self._begins:
+            lengths = self.levels[level - 1].lengths
+            self._begins[level] = np.cumsum(lengths, dtype=np.int32) - lengths
+        return self._begins[level]
 
     def add(self, parent: Loop, level: int, items: np.ndarray) -> None:
         """Add what these items of a level stand for, which is one instruction or loop seen once an iteration of `parent`."""
-        while level > 0 and self.levels[level - 1].period[items[0]] == 0:
-            items = self.levels[level - 1].start[items].astype(np.int64)
-            level -= 1
-        if level == 0:
+        lowest, item = level, int(items[0])
+        while lowest > 0 and self.levels[lowest - 1].period[item] == 0:
+            item = int(self.levels[lowest - 1].start[item])
+            lowest -= 1
+        if lowest == 0:
             self.room -= 1
             if self.room < 0:
                 raise TooLargeError("the loops that were found have more distinct instructions than are compiled")
-            parent.append(Site(int(self.program.code[items[0]]), int(self.program.guard[items[0]]), items))
+            instructions = items if level == 0 else self.begins(level)[items].astype(np.int64)
+            parent.append(Site(int(self.program.code[item]), int(self.program.guard[item]), instructions))
             return
+        for at in range(level, lowest, -1):
+            items = self.levels[at - 1].start[items].astype(np.int64)
+        level = lowest
         below = self.levels[level - 1]
         if level == 1 and self.product_at:
             self.room -= 1

@@ -45,6 +45,8 @@ SMALLEST_TILED = 128  # iterations times sites of an entry that is worth tiles; 
 LONGEST_BODY = 500  # sites in the body of one that is
 FEWEST_PACKED = 4  # calls of one function
 LARGEST_STENCIL = 64  # sites that are evaluated for one iteration, over and over for every load
+_DIVISIONS = {"div", "reciprocal", "sqrt", "length"}
+DIVISION = 8  # sites that one of these counts for
 WIDEST_SHIFT = 8  # between loads whose adjoints are added up together
 
 
@@ -404,7 +406,8 @@ class Plan:
         outside = any((o.site.loop if isinstance(o, Scope) else o.home) is not loop for o in taking)  # type: ignore[union-attr]
         if outside or not memories or split.carried or split.serial:
             return None
-        if any(site.code != OUTPUT and ops.op_coded(site.code).name not in _CHEAP for site in sites):
+        called = [ops.op_coded(site.code).name for site in sites if site.code != OUTPUT]
+        if not _CHEAP.issuperset(called):
             return None
         groups: list[list[tuple[Memory, int]]] = []
         for of_inputs in (True, False):
@@ -424,7 +427,8 @@ class Plan:
         if 4 * int(loop.trips[usual].sum()) < 3 * loop.n_iterations:
             return None
         n_evaluations = sum(len(group) for group in groups) * (2 if split.delayed else 1)
-        if n_evaluations * len(sites) > LARGEST_STENCIL:
+        cost = sum(DIVISION if name in _DIVISIONS else 1 for name in called)
+        if n_evaluations * cost > LARGEST_STENCIL:
             return None
         return groups, bool(usual.all())
 

@@ -8,8 +8,10 @@ where all this is possible. At the ends of an entry some of the iterations do no
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from itertools import zip_longest
+from typing import Any, TypeAlias
 
 import llvmlite.ir as ir
 
@@ -21,6 +23,8 @@ from tapejit.compiler.plan import Split
 from tapejit.compiler.tiles import Passing, Tiles
 
 __all__ = ["Stencils"]
+
+Group: TypeAlias = list[tuple[Memory, int]]  # loads side by side: each with its distance from the first
 
 
 @dataclass
@@ -42,6 +46,11 @@ class _Body:
     seeds: list[tuple[Operand, ir.Value]]
     left: dict[Site, ir.Value]
     delayed: list[Carried]
+
+
+def _span(group: Group) -> tuple[int, int]:
+    """The lowest and the highest distance in a group."""
+    return min(shift for _, shift in group), max(shift for _, shift in group)
 
 
 class Stencils(Tiles):
@@ -66,24 +75,28 @@ class Stencils(Tiles):
         left = {site: b.load(passing.last[site], typ=self.number) for site in split.parallel if site in passing.last}
         delayed = [carried for carried in split.delayed if carried in passing.carried]
         body = _Body(loop, split, self._seeds(split, passing), left, delayed)
-        ahead = 1 if delayed else 0
-        groups, _ = plan.stencils[loop]
-        for group in groups:
-            low, high = min(shift for _, shift in group), max(shift for _, shift in group)
-            begin, stop = b.add(first, number(low)), b.add(end, number(high))
-            if high - low + ahead == 0:
-                self._sum_up(body, group, begin, stop)
-                continue
+        ahead = 1 if delayed or left else 0  # the last iteration is unlike the others
+        for groups in self._rounds(loop):
+            spans = [(group, *_span(group)) for group in groups]
+            low, high = min(low for _, low, _ in spans), max(high for _, _, high in spans)
             # From here to there all contributions exist, if they do anywhere.
             inner, outer = b.add(first, number(high)), b.add(end, number(low - ahead))
+            if high - low + ahead == 0:
+                self._sum_up(body, groups, inner, outer)
+                continue
             with b.if_else(b.icmp_signed("<", inner, outer)) as (is_long, is_short):
                 with is_long:
-                    if low < high:
-                        self._sum_up(body, group, begin, inner, at_end=True)
-                    self._sum_up(body, group, inner, outer)
-                    self._sum_up(body, group, outer, stop, at_end=True)
+                    for group, own_low, _ in spans:
+                        if own_low < high:
+                            self._sum_up(body, [group], b.add(first, number(own_low)), inner, at_end=True)
+                    self._sum_up(body, groups, inner, outer)
+                    for group, _, own_high in spans:
+                        if own_high > low - ahead:
+                            self._sum_up(body, [group], outer, b.add(end, number(own_high)), at_end=True)
                 with is_short:
-                    self._sum_up(body, group, begin, stop, at_end=True)
+                    for group, own_low, own_high in spans:
+                        begin, stop = b.add(first, number(own_low)), b.add(end, number(own_high))
+                        self._sum_up(body, [group], begin, stop, at_end=True)
         for carried in delayed:
             if carried in passing.starts:
                 b.store(self._evaluated(body, first, at_end=True).get(carried, self.zero), passing.starts[carried])
@@ -94,25 +107,35 @@ class Stencils(Tiles):
                 for address in adjoints:
                     self.store(self.zero, self.place(address, loop), self.adjoints)
 
-    def _sum_up(
-        self, body: _Body, group: list[tuple[Memory, int]], first: ir.Value, end: ir.Value, at_end: bool = False
-    ) -> None:
-        """Add to a run of adjoints what a group of loads contributes; `at_end`: some contributions do not exist."""
+    def _rounds(self, loop: Loop) -> Iterator[list[Group]]:
+        """Groups that are summed up together: one whose adjoints are in the caller's array, and one whose are in ours."""
+        groups, _ = self.plan.stencils[loop]
+        of_inputs = [group for group in groups if self.is_input(group[0][0])]
+        others = [group for group in groups if not self.is_input(group[0][0])]
+        for pair in zip_longest(of_inputs, others):
+            yield [group for group in pair if group is not None]
+
+    def _sum_up(self, body: _Body, groups: list[Group], first: ir.Value, end: ir.Value, at_end: bool = False) -> None:
+        """Add to runs of adjoints what groups of loads contribute; `at_end`: some contributions do not exist."""
         b, loop = self.b, body.loop
-        leader = group[0][0]
-        assert isinstance(leader.adjoint, Address)
         with (self.few if at_end else self.in_parallel)(first, end) as j:
-            self.t[loop] = j
-            pointer = self.pointer(self.place(leader.adjoint, loop), self.adjoints_of(leader))
-            total = self.marked(b.load(pointer, typ=self.number))
-            for memory, shift in reversed(group):
-                t = b.sub(j, number(shift))
-                if at_end:
-                    exists = b.and_(b.icmp_signed(">=", t, self.first[loop]), b.icmp_signed("<", t, self.end[loop]))
-                    t = b.select(exists, t, self.first[loop])
-                part = self._evaluated(body, t, at_end).get(memory, self.zero)
-                total = b.fadd(total, b.select(exists, part, self.zero) if at_end else part)
-            self.marked(b.store(total, pointer))
+            totals = []
+            for group in groups:
+                leader = group[0][0]
+                assert isinstance(leader.adjoint, Address)
+                self.t[loop] = j
+                pointer = self.pointer(self.place(leader.adjoint, loop), self.adjoints_of(leader))
+                total = self.marked(b.load(pointer, typ=self.number))
+                for memory, shift in reversed(group):
+                    t = b.sub(j, number(shift))
+                    if at_end:
+                        exists = b.and_(b.icmp_signed(">=", t, self.first[loop]), b.icmp_signed("<", t, self.end[loop]))
+                        t = b.select(exists, t, self.first[loop])
+                    part = self._evaluated(body, t, at_end).get(memory, self.zero)
+                    total = b.fadd(total, b.select(exists, part, self.zero) if at_end else part)
+                totals.append((total, pointer))
+            for total, pointer in totals:  # after all loads, so that LLVM sees which are of the same
+                self.marked(b.store(total, pointer))
         self.forget(loop)
 
     def _evaluated(self, body: _Body, t: ir.Value, at_end: bool) -> dict[Any, ir.Value]:
@@ -122,16 +145,16 @@ class Stencils(Tiles):
         if body.delayed:
             is_last = b.icmp_signed("==", b.add(t, number(1)), self.end[body.loop])
             following = b.add(t, number(1))
-            bars = self._pulled_back(body, b.select(is_last, t, following) if at_end else following, {})
+            bars = self._pulled_back(body, b.select(is_last, t, following) if at_end else following, {}, at_end)
             for carried in body.delayed:
                 own = bars.get(carried, self.zero)
                 if at_end:
                     own = b.select(is_last, self.zero, own)
                 source = carried.source
                 handed[source] = b.fadd(handed[source], own) if source in handed else own
-        return self._pulled_back(body, t, handed)
+        return self._pulled_back(body, t, handed, at_end)
 
-    def _pulled_back(self, body: _Body, t: ir.Value, handed: dict[Site, ir.Value]) -> dict[Any, ir.Value]:
+    def _pulled_back(self, body: _Body, t: ir.Value, handed: dict[Site, ir.Value], at_end: bool) -> dict[Any, ir.Value]:
         """The adjoints that one iteration hands on when some of its sites have taken `handed`."""
         loop = body.loop
         self.forget(loop)
@@ -139,6 +162,6 @@ class Stencils(Tiles):
         self.bars.append(dict(handed))
         self._recompute_parallel(loop, body.split)
         self.clears = False
-        self._tile_iteration(loop, body.split, body.seeds, body.left)
+        self._tile_iteration(loop, body.split, body.seeds, body.left if at_end else {})
         self.clears = True
         return self.bars.pop()

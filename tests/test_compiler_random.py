@@ -178,6 +178,14 @@ def test_compiled_stencils_equal_interpreted_ones(rules, length, seed, m):
     check_nest(loop_nests.stencil(rules, length, m), length, seed)
 
 
+def test_a_last_iteration_that_takes_a_flux_and_leaves_a_result(rng):
+    """What it hands back to the flux is not like that of other iterations, and so is what the iteration before it contributes."""
+    x = rng.uniform(-1.0, 1.0, 15)
+    with thresholds(SMALL[3]):
+        recording = tj.record(loop_nests.stencil([492, 2221, 3356, 2954, 2230, 1681], 12), x)
+        assert check_compiled(recording, [x], rng).n_compared
+
+
 @settings(max_examples=25)
 @given(program=programs.scalar_programs(), seed=SEEDS)
 def test_compiled_scalar_programs_equal_interpreted_ones(program, seed):

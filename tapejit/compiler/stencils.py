@@ -75,7 +75,8 @@ class Stencils(Tiles):
         left = {site: b.load(passing.last[site], typ=self.number) for site in split.parallel if site in passing.last}
         delayed = [carried for carried in split.delayed if carried in passing.carried]
         body = _Body(loop, split, self._seeds(split, passing), left, delayed)
-        ahead = 1 if delayed or left else 0  # the last iteration is unlike the others
+        # The last iteration takes what others do not; and what iterations hand back is that of the next one.
+        ahead = bool(left) + bool(delayed)
         for groups in self._rounds(loop):
             spans = [(group, *_span(group)) for group in groups]
             low, high = min(low for _, low, _ in spans), max(high for _, _, high in spans)

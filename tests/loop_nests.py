@@ -216,13 +216,13 @@ def stencil(rules, n, m=0):
         u = [x[3 + i] for i in range(n)]
         slopes = [0.5 + 0.25 * x[3 + (7 * i) % n] for i in range(n)]
         states, total, last = [], x[0], x[1]
-        for _ in range(4 + rules[0] % 5):
+        for step in range(4 + rules[0] % 5):
             a, b, c, d, e = rules[1:6]
             low, high = 1 + a % 3, 1 + b % 4
             new = list(u)
             flux = [0.0, x[1], last][c % 3]
             before = flux
-            points = range(low, n - high)
+            points = range(low, n - high - (step if rules[0] % 3 == 2 else 0))
             for i in points if d % 3 else reversed(points):
                 v = [u[i], 0.5 * u[i + high] + 0.25 * u[i - low], u[i - 1] * u[i + 1], u[i - low] - 0.5 * u[i]][e % 4]
                 if d % 2:

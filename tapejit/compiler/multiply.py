@@ -98,7 +98,7 @@ def _read(emitter: Emitter, operand: Factor | Data, product: Product) -> tuple[i
     if isinstance(operand, Data):
         assert product.loop is not None
         at = b.add(number(operand.table), b.mul(emitter.t[product.loop], number(operand.table_stride)))
-        pointer = b.bitcast(b.gep(emitter.tables, [at], inbounds=True, source_etype=I32), ir.PointerType())
+        pointer = b.gep(emitter.tables, [at], inbounds=True, source_etype=I32)
         return b.load(pointer, align=4, typ=I64), *operand.strides
     if operand.address.distance:
         first = emitter.place(operand.address.address, operand.home)

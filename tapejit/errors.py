@@ -11,6 +11,7 @@ __all__ = [
     "CompileError",
     "DomainError",
     "PassiveConversionError",
+    "ScheduleError",
     "ShapeError",
     "TapeError",
     "TapeFullError",
@@ -50,6 +51,10 @@ class UnsupportedError(TapejitError, TypeError):
 
 class CompileError(TapejitError, RuntimeError):
     """Machine code could not be made or loaded; the message has what LLVM says."""
+
+
+class ScheduleError(TapejitError, ValueError):
+    """A checkpointing schedule that does not reverse its loop, or that cannot be made."""
 
 
 class UninitializedError(TapejitError, RuntimeError):

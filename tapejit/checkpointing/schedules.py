@@ -230,8 +230,8 @@ def as_action(code: int, step: int, other: int) -> Action:
 def binomial(n_steps: int, checkpoints: int) -> Schedule:
     """The optimal schedule for a known number of steps (revolve): the fewest advances with so many snapshots, and of those the fewest stores.
 
-    With ``beta(c, r) = (c + r)! / (c! r!)``, a loop of at most ``beta(c, r)`` steps needs none of them advanced more than `r` times: with 30 snapshots
-    that is 496 steps for ``r = 2``, and 278,256 for ``r = 5``. `fewest_advances` has the count.
+    With ``beta(c, r) = (c + r)! / (c! r!)``, a loop of at most ``beta(c, r)`` steps needs none of them advanced more than `r` times: with 30
+    snapshots that is 496 steps for ``r = 2``, and 278,256 for ``r = 5``. `fewest_advances` has the count.
 
     Parameters
     ----------

@@ -1,6 +1,7 @@
 """tapejit: exact gradients of large flat computations, from a flat tape swept by Numba."""
 
-from tapejit import errors, testing
+from tapejit import checkpointing, errors, testing
+from tapejit.checkpointing.loop import loop, while_loop
 from tapejit.compiled import Compiled, compile
 from tapejit.derivatives import grad, hessian, hvp, jacobian, jvp, value_and_grad, vjp
 from tapejit.minimize import minimize
@@ -23,6 +24,7 @@ __all__ = [
     "Recording",
     "Tape",
     "Variable",
+    "checkpointing",
     "compile",
     "debug",
     "errors",
@@ -31,6 +33,7 @@ __all__ = [
     "hvp",
     "jacobian",
     "jvp",
+    "loop",
     "minimize",
     "native",
     "primitive",
@@ -39,4 +42,5 @@ __all__ = [
     "value",
     "value_and_grad",
     "vjp",
+    "while_loop",
 ]

@@ -9,7 +9,9 @@ __all__ = [
     "BranchChangeError",
     "BranchChangeWarning",
     "CompileError",
+    "DeterminismError",
     "DomainError",
+    "MemoryBudgetError",
     "PassiveConversionError",
     "ScheduleError",
     "ShapeError",
@@ -39,6 +41,14 @@ class TapeError(TapejitError, RuntimeError):
 
 class TapeFullError(TapeError, MemoryError):
     """A tape would need more slots than an int32 can number."""
+
+
+class MemoryBudgetError(TapejitError, MemoryError):
+    """A memory budget is too small for a computation, or the disk that it may use is full; the message says what the smallest would be."""
+
+
+class DeterminismError(TapejitError, RuntimeError):
+    """A step that was computed again gave something else, so that its derivative would be one of another computation."""
 
 
 class PassiveConversionError(TapejitError, TypeError):

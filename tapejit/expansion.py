@@ -8,6 +8,7 @@ import numpy as np
 
 from tapejit import ops
 from tapejit.blocks import Block, Operand
+from tapejit.errors import UnsupportedError
 from tapejit.layout import DATA, ELEMENTWISE, SUM
 from tapejit.tape import FlatTape
 
@@ -23,6 +24,8 @@ def expand(tape: FlatTape, into: AnyTape, from_zero: bool = False) -> AnyTape:
     chains begin with 0.0, so that they are as long as what they add: the compiler then makes one loop of both. `into.sums` then lists the
     runs of slots that add up whole blocks.
     """
+    if tape.calls:
+        raise UnsupportedError("a tape with a tj.loop or tj.checkpoint is not written out: their steps are not on it")
     place = np.zeros(tape.n_slots, np.int64)
     into.sums = []
     at = 1

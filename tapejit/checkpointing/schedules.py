@@ -153,7 +153,7 @@ class Schedule:
     ) -> None:
         self._set(n_steps, n_slots, name, frozenset(on_disk))
         rows = np.array([_row(action) for action in actions], np.int64).reshape(-1, 3)
-        self._blocks: Callable[[], Iterator[np.ndarray]] = lambda: iter([rows] if rows.size else [])
+        self._blocks: Callable[[], Iterator[np.ndarray]] = lambda: iter([rows.copy()] if rows.size else [])
 
     def _set(self, n_steps: int, n_slots: int, name: str, on_disk: frozenset[int]) -> None:
         self.n_steps, self.n_slots, self.name, self.on_disk = n_steps, n_slots, name, on_disk
@@ -173,7 +173,7 @@ class Schedule:
         return made
 
     def blocks(self) -> Iterator[np.ndarray]:
-        """The actions as blocks of rows, for drivers that are compiled: each (k, 3) int64, valid until the next one.
+        """The actions as blocks of rows, for drivers that are compiled: each (k, 3) int64, the caller's until the next one.
 
         A row has the position of its kind in ``("advance", "store", "restore", "reverse", "free")``, `step`, and `to` or `slot`.
         """

@@ -1,0 +1,386 @@
+"""Loops that are named, so that their reverse sweep keeps a few states and computes the others again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from tapejit.calls import check_callable, is_compiled
+from tapejit.checkpointing.calls import LoopCall
+from tapejit.checkpointing.online import OnlineSchedule
+from tapejit.checkpointing.runs import Numbers, require_same
+from tapejit.checkpointing.schedules import Schedule, binomial, whole_number
+from tapejit.checkpointing.steps import Step, Table, not_deterministic
+from tapejit.checkpointing.structures import Leaf, Structure, plain_copy
+from tapejit.errors import ScheduleError, ShapeError
+from tapejit.native import native
+from tapejit.recording.array import Array, is_active, lift_array
+from tapejit.recording.numpy_rules import plain_value
+from tapejit.recording.recorder import Tape, innermost, is_debugging, open_tapes
+from tapejit.recording.variable import Variable
+
+__all__ = ["loop", "while_loop"]
+
+_WORTH_COMPILING = 2_000_000  # slots of all steps together
+_FEWEST_STEPS = 100
+_ONLINE = 1000  # snapshots of a loop whose end is not known
+
+
+def loop(
+    step: Callable,
+    state: Any,
+    n_steps: int,
+    *params: Any,
+    inputs: Any = None,
+    outputs: bool = False,
+    checkpoints: int | None = None,
+    schedule: Schedule | None = None,
+    directory: Any = None,
+    compile: bool | None = None,
+) -> Any:
+    """Apply `step` to a state `n_steps` times: ``for _ in range(n_steps): state = step(state, *params)``, with a reverse sweep of bounded memory.
+
+    With plain numbers this is that loop. Inside a function that is differentiated, the tape keeps nothing of the steps: the loop stands there
+    as one instruction, which keeps `checkpoints` of the states on its way forward. In the reverse sweep one step at a time is
+    recorded (or run by machine code), from a state that was kept or is computed again. The number of checkpoints changes memory and
+    time, never the result: derivatives have the same bits whatever it is.
+
+    Parameters
+    ----------
+    step : callable
+        ``step(state, *params)`` returns the next state, of the same structure, shapes and dtypes. Python, NumPy or compiled by Numba. It
+        must depend on nothing but its arguments, and on what never changes; an active value that it needs is passed in `params`.
+    state : float, array, or tuple, list or dict of them, nested
+        The first state. Integers, booleans and other things in it are carried along, without derivative.
+    n_steps : int
+    *params
+        More arguments, the same for all steps; nested as well.
+    inputs : array, or tuple, list or dict of arrays, optional
+        One row for each step: step `s` is called as ``step(state, inputs[s], *params)``, leaf by leaf.
+    outputs : bool
+        Whether a step returns ``(state, output)``. The outputs of all steps are then stacked, leaf by leaf, along a first axis.
+    checkpoints : int, optional
+        How many states may be kept, the first one included: `tapejit.checkpointing.binomial`. All of them if not given.
+    schedule : Schedule, optional
+        A schedule for this number of steps, in the place of `checkpoints`.
+    directory : path, optional
+        Where the file with the snapshots of a schedule with slots on disk is made.
+    compile : bool, optional
+        Whether to make machine code of the step. By default if the loop is long enough, and without a word where that is not possible.
+
+    Returns
+    -------
+    state
+        The last state, or ``(state, outputs)``.
+
+    Raises
+    ------
+    ShapeError
+        If the structure, a shape or a dtype of the state changes; names the part.
+    DeterminismError
+        From a derivative: if a step gives something else when it is computed again.
+    UnsupportedError
+        If a step uses an active value that it was not given.
+    ScheduleError
+        If a schedule is for another number of steps.
+
+    Notes
+    -----
+    Inside nested transforms (``tj.grad(tj.grad(f))``) and under `debug` the steps are recorded one after the other on the tape, whole. `hvp` and
+    `hessian` are checkpointed.
+
+    Examples
+    --------
+    >>> import numpy as np, tapejit as tj
+    >>> def orbit(x, rate):
+    ...     return rate * x * (1.0 - x)
+    >>> tj.value_and_grad(lambda rate: tj.loop(orbit, 0.3, 1000, rate, checkpoints=10))(3.2)
+    (0.7994554904673701, 0.28148215807205...)
+
+    An exponential average of a series, with all averages on the way:
+
+    >>> def average(mean, x, weight):
+    ...     mean = mean + weight * (x - mean)
+    ...     return mean, mean
+    >>> last, means = tj.loop(average, 0.0, 3, 0.5, inputs=np.array([4.0, 8.0, 8.0]), outputs=True)
+    >>> last, means
+    (6.5, array([2. , 5. , 6.5]))
+    """
+    check_callable(step)
+    n_steps = whole_number(n_steps, "n_steps", 0)
+    if schedule is not None and checkpoints is not None:
+        raise ScheduleError("pass checkpoints or a schedule, not both")
+    if schedule is not None and schedule.n_steps != n_steps:
+        raise ScheduleError(f"the schedule is for {schedule.n_steps} steps, but the loop has {n_steps}")
+    if schedule is not None and schedule.on_disk and directory is None:
+        raise ScheduleError("the schedule has slots on disk: name a directory for them")
+    loop = _Loop(step, state, params, inputs, n_steps, outputs)
+    if not loop.active:
+        return loop.plainly()
+    tape = innermost(loop.active)
+    if len(open_tapes()) > 1 or is_debugging():
+        return loop.plainly()
+    chosen = (
+        binomial(n_steps, max(1, n_steps) if checkpoints is None else checkpoints) if schedule is None else schedule
+    )
+    return loop.recorded(tape, chosen, directory, compile)
+
+
+def while_loop(
+    goes_on: Callable[[Any], bool],
+    step: Callable,
+    state: Any,
+    *params: Any,
+    checkpoints: int = _ONLINE,
+    compile: bool = False,
+) -> Any:
+    """Apply `step` to a state as long as ``goes_on(state)``: a loop whose end is not known, with a reverse sweep of bounded memory.
+
+    ``while goes_on(state): state = step(state, *params)``. The states that are kept are replaced on the way, so that they are well placed
+    wherever the loop ends (`tapejit.checkpointing.online`). The number of steps is not differentiated: it is as if the loop had been written out.
+
+    Parameters
+    ----------
+    goes_on : callable
+        Takes the state, as plain numbers; says whether another step follows.
+    step : callable
+        ``step(state, *params)`` returns the next state; see `loop`.
+    state
+        The first state.
+    *params
+        More arguments of `step`.
+    checkpoints : int
+        How many states may be kept, the first one included.
+    compile : bool
+        Whether to make machine code of the step.
+
+    Returns
+    -------
+    state
+        The last state.
+
+    Examples
+    --------
+    The square root by Newton's method, and its derivative:
+
+    >>> import tapejit as tj
+    >>> def root(a):
+    ...     return tj.while_loop(lambda x: abs(x * x - 2.0) > 1e-12, lambda x, a: 0.5 * (x + a / x), 1.0, a)
+    >>> tj.value_and_grad(root)(2.0)
+    (1.414213562373095, 0.35355339059327...)
+    """
+    check_callable(step)
+    check_callable(goes_on)
+    schedule = OnlineSchedule(checkpoints)
+    loop = _Loop(step, state, params, None, 0, False, goes_on)
+    if not loop.active:
+        return loop.plainly()
+    tape = innermost(loop.active)
+    if len(open_tapes()) > 1 or is_debugging():
+        return loop.plainly()
+    return loop.recorded(tape, schedule, None, compile)
+
+
+class _Loop:
+    """The arguments of a loop taken apart."""
+
+    def __init__(
+        self,
+        f: Callable,
+        state: Any,
+        params: tuple,
+        inputs: Any,
+        n_steps: int,
+        has_outputs: bool,
+        goes_on: Callable[[Any], bool] | None = None,
+    ) -> None:
+        self.f, self.n_steps, self.goes_on, self.has_outputs = f, n_steps, goes_on, has_outputs
+        self.state = Structure(state, "state")
+        self.start, self.static = self.state.parts(state, "")
+        self.params = _table(params, "params")
+        self.inputs = None if inputs is None else _table(inputs, "inputs")
+        if self.inputs is not None:
+            self._check_rows(self.inputs)
+        tables = [self.params] + ([] if self.inputs is None else [self.inputs])
+        self.active = [x for x in self.start if is_active(x)]
+        self.active += [x for table in tables for x, is_one in zip(table.floats, table.active, strict=True) if is_one]
+        self.active = [part for x in self.active for part in _actives(x)]
+
+    def _check_rows(self, table: Table) -> None:
+        rows = [(leaf.path, leaf.shape) for leaf in table.structure.leaves]
+        rows += [(f"{table.structure.name} (a part that is no float)", np.shape(part)) for part in table.static]
+        for path, shape in rows:
+            if not shape or shape[0] != self.n_steps:
+                raise ShapeError(
+                    f"{path} has shape {shape or ()}, but the loop has {self.n_steps} steps; pass one row for each step"
+                )
+
+    # Without a tape of its own.
+
+    def plainly(self) -> Any:
+        """Run the loop as it is, on whatever it is given."""
+        f = native(self.f) if is_compiled(self.f) else self.f
+        state = self.state.build(_each(self.start), [plain_copy(part) for part in self.static])
+        params = self.params.structure.build(_each(self.params.floats), self.params.static)
+        collected: list[Any] = []
+        s = 0
+        while s < self.n_steps if self.goes_on is None else self.goes_on(_plain_of(state)):
+            row: tuple = ()
+            if self.inputs is not None:
+                rows, static = [_row_of(x, s) for x in self.inputs.floats], [x[s] for x in self.inputs.static]
+                row = (self.inputs.structure.build(_each(rows), static),)
+            result = f(state, *row, *params)
+            if self.has_outputs:
+                if not isinstance(result, tuple) or len(result) != 2:
+                    raise ShapeError(f"with outputs=True a step returns (state, output), got {type(result).__name__}")
+                result, output = result
+                collected.append(output)
+            self.state.parts(result, f"changes in step {s}")
+            state, s = result, s + 1
+        if not self.has_outputs:
+            return state
+        return state, _stacked(collected)
+
+    # As one instruction of a tape.
+
+    def recorded(self, tape: Tape, schedule: Schedule | OnlineSchedule, directory: Any, compile: bool | None) -> Any:
+        """Run forwards under a schedule, and record that."""
+        step = Step(self.f, self.state, self.params, self.inputs, self.has_outputs)
+        active_start = np.zeros(self.state.size, bool)
+        for leaf, number in zip(self.state.leaves, self.start, strict=True):
+            active_start[leaf.start : leaf.start + leaf.size] = is_active(number)
+        row_sizes = [step._row_size(i) for i in self.inputs.leaves(True)] if self.inputs else []
+        operands = [x for x in self.start if is_active(x)]
+        for table in (self.params, self.inputs):
+            operands += [table.floats[i] for i in table.leaves(True)] if table is not None else []
+        slots = np.concatenate([lift_array(tape, x).slots().reshape(-1).astype(np.int64) for x in operands])
+        numbers = Numbers(
+            self.state.vector(self.start),
+            [_plain_of(part) for part in self.static],
+            np.empty(0),
+            np.empty(0),
+            self._passive_rows(step, compile),
+        )
+        call = LoopCall(step, numbers, active_start, row_sizes, schedule, directory, self.goes_on)
+        call.operands = slots
+        values = tape.value[slots]
+        if self.n_steps or self.goes_on is not None:
+            self._prepare(step, call._numbers(values, numbers), compile)
+        last, static, outputs = call.start(values)
+        call.first = tape.add_call(np.concatenate([last, outputs.reshape(-1)]))
+        call.size = last.size + outputs.size
+        tape.calls.append(call)
+        result = self.state.build(lambda leaf: _active_leaf(tape, call.first, leaf), static)
+        if not self.has_outputs:
+            return result
+        if step.outputs is None:
+            return result, None
+        return result, step.outputs.build(lambda leaf: self._output_leaf(tape, call.first + last.size, step, leaf), [])
+
+    def _passive_rows(self, step: Step, compile: bool | None) -> np.ndarray:
+        parts = (
+            [self.inputs.floats[i].reshape(self.n_steps, -1) for i in self.inputs.leaves(False)] if self.inputs else []
+        )
+        if not parts or compile is False:
+            return np.empty((self.n_steps, 0))
+        return np.ascontiguousarray(np.concatenate(parts, axis=1) if len(parts) > 1 else parts[0])
+
+    def _prepare(self, step: Step, numbers: Numbers, compile: bool | None) -> None:
+        """Try the first step, and compile it where that pays."""
+        params = step.plain_params(numbers.params)
+        if self.goes_on is not None and not self.goes_on(self.state.numbers(numbers.start, numbers.static)):
+            return
+        first, static, _ = step.values(numbers.start, numbers.static, params, numbers.rows, 0)
+        arguments = (numbers.start, numbers.static, numbers.params, numbers.rows, numbers.passive)
+
+        def pays(n_slots: int) -> bool:
+            return bool(compile) or (self.n_steps >= _FEWEST_STEPS and self.n_steps * n_slots >= _WORTH_COMPILING)
+
+        if compile or (compile is None and self.n_steps >= _FEWEST_STEPS):
+            step.compile(*arguments, pays)
+        if step.kernel is None:
+            require_same(step.record(*arguments, 0).results[: self.state.size], first, 0)
+            return
+        # A kernel computes what was recorded, the same in every step. So the function is asked twice whether it does.
+        again, _, _ = step.values(numbers.start, numbers.static, params, numbers.rows, 0)
+        if not np.array_equal(again, first, equal_nan=True):
+            raise not_deterministic(0)
+        for s, vector in ((0, numbers.start), (self.n_steps - 1, first)):
+            expected, _, _ = step.values(vector, static, params, numbers.rows, s)
+            found = step.at(vector, static, numbers.params, numbers.rows, numbers.passive, s)
+            require_same(found.results[: self.state.size], expected, s)
+
+    def _output_leaf(self, tape: Tape, first: int, step: Step, leaf: Leaf) -> Any:
+        """The outputs of all steps, of one leaf."""
+        shape = (self.n_steps, *(leaf.shape or ()))
+        if leaf.size == step.n_outputs:
+            return Array.of_run(tape, first, shape)
+        slots = first + np.arange(self.n_steps)[:, None] * step.n_outputs + leaf.start + np.arange(leaf.size)
+        return Array.of_slots(tape, slots.reshape(shape))
+
+
+def _table(x: Any, name: str) -> Table:
+    structure = Structure(x, name)
+    floats, static = structure.parts(x, "")
+    active = [is_active(part) for part in floats]
+    return Table(
+        structure, active, [part if is_one else _own(part) for part, is_one in zip(floats, active, strict=True)], static
+    )
+
+
+def _own(x: Any) -> Any:
+    """A copy that nobody changes: the caller may change what was passed as soon as the loop has been recorded."""
+    if not isinstance(x, np.ndarray):
+        return float(x)
+    copied = x.copy()
+    copied.flags.writeable = False
+    return copied
+
+
+def _row_of(x: Any, s: int) -> Any:
+    row = x[s]
+    return float(row) if isinstance(row, float) else row
+
+
+def _actives(x: Any) -> list[Any]:
+    from tapejit.recording.array import actives
+
+    return actives(x)
+
+
+def _each(parts: Sequence[Any]) -> Callable[[Leaf], Any]:
+    following = iter(parts)
+    return lambda leaf: next(following)
+
+
+def _active_leaf(tape: Tape, first: int, leaf: Leaf) -> Any:
+    if leaf.shape is None:
+        return Variable(tape, first + leaf.start, tape.value_at(first + leaf.start))
+    return Array.of_run(tape, first + leaf.start, leaf.shape) if leaf.size else np.zeros(leaf.shape)
+
+
+def _plain_of(x: Any) -> Any:
+    """A nested value with plain numbers for active ones."""
+    if isinstance(x, dict):
+        return {key: _plain_of(part) for key, part in x.items()}
+    if type(x) in (list, tuple) or hasattr(x, "_fields"):
+        parts = [_plain_of(part) for part in x]
+        return type(x)(*parts) if hasattr(x, "_fields") else type(x)(parts)
+    return plain_value(x) if is_active(x) else x
+
+
+def _stacked(outputs: list[Any]) -> Any:
+    """The outputs of all steps, leaf by leaf along a first axis."""
+    if not outputs:
+        return None
+    structure = Structure(outputs[0], "output")
+    columns: list[list[Any]] = [[] for _ in structure.leaves]
+    for s, output in enumerate(outputs):
+        for column, part in zip(columns, structure.parts(output, f"changes in step {s}")[0], strict=True):
+            column.append(part)
+    stacked = [
+        lift_array(innermost(_actives(column)), column) if is_active(column) else np.array(column) for column in columns
+    ]
+    return structure.build(_each(stacked), [])

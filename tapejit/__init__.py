@@ -2,6 +2,7 @@
 
 from tapejit import checkpointing, errors, testing
 from tapejit.checkpointing.loop import loop, while_loop
+from tapejit.checkpointing.region import checkpoint
 from tapejit.compiled import Compiled, compile
 from tapejit.derivatives import grad, hessian, hvp, jacobian, jvp, value_and_grad, vjp
 from tapejit.minimize import minimize
@@ -24,6 +25,7 @@ __all__ = [
     "Recording",
     "Tape",
     "Variable",
+    "checkpoint",
     "checkpointing",
     "compile",
     "debug",

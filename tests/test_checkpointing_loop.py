@@ -538,20 +538,15 @@ def test_exceptions_in_the_middle_leave_nothing_half_done(fails_at, tmp_path):
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs POSIX timers")
 @pytest.mark.parametrize("compile", [False, True])
 def test_ctrl_c_in_the_middle_comes_out(compile, tmp_path):
-    def f(p):
-        return np.sum(
-            tj.loop(
-                array_step,
-                np.ones(3),
-                2_000_000,
-                p,
-                schedule=two_level(2_000_000, 30, 30),
-                directory=tmp_path,
-                compile=compile,
-            )
-        )
+    def turn(x, p):
+        return np.sin(np.roll(x, 1) + p[0] * p[1])
 
-    tj.grad(lambda p: np.sum(tj.loop(array_step, np.ones(3), 200, p, compile=compile)))(P)
+    def f(p):
+        schedule = two_level(2_000_000, 30, 30)
+        last = tj.loop(turn, np.ones(3), 2_000_000, p, schedule=schedule, directory=tmp_path, compile=compile)
+        return np.sum(last)
+
+    tj.grad(lambda p: np.sum(tj.loop(turn, np.ones(3), 200, p, compile=compile)))(P)
 
     def interrupt(*_):
         raise KeyboardInterrupt

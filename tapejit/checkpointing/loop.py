@@ -10,16 +10,15 @@ import numpy as np
 from tapejit.calls import check_callable, is_compiled
 from tapejit.checkpointing.calls import LoopCall
 from tapejit.checkpointing.online import OnlineSchedule
-from tapejit.checkpointing.runs import Numbers, require_same
+from tapejit.checkpointing.runs import Numbers
 from tapejit.checkpointing.schedules import Schedule, binomial, whole_number
-from tapejit.checkpointing.steps import Step, Table, not_deterministic
-from tapejit.checkpointing.structures import Leaf, Structure, plain_copy
+from tapejit.checkpointing.steps import Step, Table, not_deterministic, require_same, table_of
+from tapejit.checkpointing.structures import Leaf, Structure, active_leaf, plain_copy
 from tapejit.errors import ScheduleError, ShapeError
 from tapejit.native import native
-from tapejit.recording.array import Array, is_active, lift_array
+from tapejit.recording.array import Array, actives, is_active, lift_array
 from tapejit.recording.numpy_rules import plain_value
 from tapejit.recording.recorder import Tape, innermost, is_debugging, open_tapes
-from tapejit.recording.variable import Variable
 
 __all__ = ["loop", "while_loop"]
 
@@ -199,14 +198,14 @@ class _Loop:
         self.f, self.n_steps, self.goes_on, self.has_outputs = f, n_steps, goes_on, has_outputs
         self.state = Structure(state, "state")
         self.start, self.static = self.state.parts(state, "")
-        self.params = _table(params, "params")
-        self.inputs = None if inputs is None else _table(inputs, "inputs")
+        self.params = table_of(params, "params")
+        self.inputs = None if inputs is None else table_of(inputs, "inputs")
         if self.inputs is not None:
             self._check_rows(self.inputs)
         tables = [self.params] + ([] if self.inputs is None else [self.inputs])
         self.active = [x for x in self.start if is_active(x)]
         self.active += [x for table in tables for x, is_one in zip(table.floats, table.active, strict=True) if is_one]
-        self.active = [part for x in self.active for part in _actives(x)]
+        self.active = [part for x in self.active for part in actives(x)]
 
     def _check_rows(self, table: Table) -> None:
         rows = [(leaf.path, leaf.shape) for leaf in table.structure.leaves]
@@ -222,7 +221,8 @@ class _Loop:
     def plainly(self) -> Any:
         """Run the loop as it is, on whatever it is given."""
         f = native(self.f) if is_compiled(self.f) else self.f
-        state = self.state.build(_each(self.start), [plain_copy(part) for part in self.static])
+        start = [x.copy() if isinstance(x, (np.ndarray, Array)) else x for x in self.start]  # A step may write into it.
+        state = self.state.build(_each(start), [plain_copy(part) for part in self.static])
         params = self.params.structure.build(_each(self.params.floats), self.params.static)
         collected: list[Any] = []
         s = 0
@@ -272,7 +272,7 @@ class _Loop:
         call.first = tape.add_call(np.concatenate([last, outputs.reshape(-1)]))
         call.size = last.size + outputs.size
         tape.calls.append(call)
-        result = self.state.build(lambda leaf: _active_leaf(tape, call.first, leaf), static)
+        result = self.state.build(lambda leaf: active_leaf(tape, call.first, leaf), static)
         if not self.has_outputs:
             return result
         if step.outputs is None:
@@ -301,16 +301,16 @@ class _Loop:
         if compile or (compile is None and self.n_steps >= _FEWEST_STEPS):
             step.compile(*arguments, pays)
         if step.kernel is None:
-            require_same(step.record(*arguments, 0).results[: self.state.size], first, 0)
+            require_same(step.record(*arguments, 0).results[: self.state.size], first, step.named(0))
             return
         # A kernel computes what was recorded, the same in every step. So the function is asked twice whether it does.
         again, _, _ = step.values(numbers.start, numbers.static, params, numbers.rows, 0)
         if not np.array_equal(again, first, equal_nan=True):
-            raise not_deterministic(0)
+            raise not_deterministic(step.named(0))
         for s, vector in ((0, numbers.start), (self.n_steps - 1, first)):
             expected, _, _ = step.values(vector, static, params, numbers.rows, s)
             found = step.at(vector, static, numbers.params, numbers.rows, numbers.passive, s)
-            require_same(found.results[: self.state.size], expected, s)
+            require_same(found.results[: self.state.size], expected, step.named(s))
 
     def _output_leaf(self, tape: Tape, first: int, step: Step, leaf: Leaf) -> Any:
         """The outputs of all steps, of one leaf."""
@@ -321,44 +321,14 @@ class _Loop:
         return Array.of_slots(tape, slots.reshape(shape))
 
 
-def _table(x: Any, name: str) -> Table:
-    structure = Structure(x, name)
-    floats, static = structure.parts(x, "")
-    active = [is_active(part) for part in floats]
-    return Table(
-        structure, active, [part if is_one else _own(part) for part, is_one in zip(floats, active, strict=True)], static
-    )
-
-
-def _own(x: Any) -> Any:
-    """A copy that nobody changes: the caller may change what was passed as soon as the loop has been recorded."""
-    if not isinstance(x, np.ndarray):
-        return float(x)
-    copied = x.copy()
-    copied.flags.writeable = False
-    return copied
-
-
 def _row_of(x: Any, s: int) -> Any:
     row = x[s]
     return float(row) if isinstance(row, float) else row
 
 
-def _actives(x: Any) -> list[Any]:
-    from tapejit.recording.array import actives
-
-    return actives(x)
-
-
 def _each(parts: Sequence[Any]) -> Callable[[Leaf], Any]:
     following = iter(parts)
     return lambda leaf: next(following)
-
-
-def _active_leaf(tape: Tape, first: int, leaf: Leaf) -> Any:
-    if leaf.shape is None:
-        return Variable(tape, first + leaf.start, tape.value_at(first + leaf.start))
-    return Array.of_run(tape, first + leaf.start, leaf.shape) if leaf.size else np.zeros(leaf.shape)
 
 
 def _plain_of(x: Any) -> Any:
@@ -381,6 +351,6 @@ def _stacked(outputs: list[Any]) -> Any:
         for column, part in zip(columns, structure.parts(output, f"changes in step {s}")[0], strict=True):
             column.append(part)
     stacked = [
-        lift_array(innermost(_actives(column)), column) if is_active(column) else np.array(column) for column in columns
+        lift_array(innermost(actives(column)), column) if is_active(column) else np.array(column) for column in columns
     ]
     return structure.build(_each(stacked), [])

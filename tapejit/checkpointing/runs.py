@@ -14,14 +14,12 @@ from tapejit.checkpointing import driver
 from tapejit.checkpointing.online import OnlineSchedule
 from tapejit.checkpointing.schedules import Schedule
 from tapejit.checkpointing.snapshots import Snapshots
-from tapejit.checkpointing.steps import Recorded, Step, not_deterministic
+from tapejit.checkpointing.steps import Recorded, Step, not_deterministic, require_same
 from tapejit.checkpointing.streams import ADVANCE, FREE, RESTORE, REVERSE, STORE
-from tapejit.errors import DeterminismError
 
 __all__ = ["Numbers", "Run", "SecondOrderRun", "push_forward"]
 
 _SLOTS_AT_A_TIME = 20_000_000  # of compiled steps before Python may handle signals: some 30 ms
-_RTOL = 1e-9  # between a recording and the plain function, whose powers may differ in the last bits
 
 
 class Numbers:
@@ -105,6 +103,8 @@ class Run:
             self.after, self.last = self.vector, self.static
         self.after = self.after.copy()
         outputs, self.outputs = self.outputs, np.empty((0, 0))
+        if self.step.checks_outputs:
+            self.seen = outputs
         return self.after.copy(), self.last, outputs
 
     def _forward_online(self) -> None:
@@ -173,7 +173,7 @@ class Run:
             if self._is_driven:
                 why = self._drive(until_reverse)
                 if why == driver.DIFFERS:
-                    raise not_deterministic(int(self._actions[self._row, 1]))
+                    raise not_deterministic(self.step.named(int(self._actions[self._row, 1])))
             else:
                 why = driver.REFUSED
             if why == driver.REFUSED:
@@ -247,7 +247,9 @@ class Run:
     def _step_forward(self, s: int) -> None:
         numbers = self.numbers
         self.vector, self.static, output = self.step.values(self.vector, self.static, self.params, numbers.rows, s)
-        if self.outputs.size:
+        if len(self.outputs):
+            if self.outputs.shape[1] != output.size:  # The first step shows what the outputs are.
+                self.outputs = np.empty((self.n_steps, output.size))
             self.outputs[s] = output
 
     def _recorded(self, vector: np.ndarray, s: int) -> Recorded:
@@ -257,11 +259,13 @@ class Run:
     def _step_back(self, s: int) -> None:
         recorded = self._recorded(self.vector, s)
         n, n_params = self.step.state.size, self.step.n_params
-        if self.step.kernel is None:
+        if self.step.kernel is None and n:
             again, _, _ = self.step.values(self.vector, self.static, self.params, self.numbers.rows, s)
             if not np.array_equal(again, self.after, equal_nan=True):
-                raise not_deterministic(s)
-        require_same(recorded.results[:n], self.after, s)
+                raise not_deterministic(self.step.named(s))
+        require_same(recorded.results[:n], self.after, self.step.named(s))
+        if self.step.checks_outputs:
+            require_same(recorded.results[n:], self.seen[s], self.step.named(s))
         seeds = np.concatenate([self.bars, self.outputs_bar[:, s]], axis=1)
         found = recorded.pull_back(seeds)
         self.bars[:] = found[:, :n]
@@ -313,7 +317,7 @@ class SecondOrderRun(Run):
     def _step_back(self, s: int) -> None:
         n, n_params = self.step.state.size, self.step.n_params
         recorded = self._recorded(self.vector[:n], s)
-        require_same(recorded.results[:n], self.after[:n], s)
+        require_same(recorded.results[:n], self.after[:n], self.step.named(s))
         seeds = np.concatenate([self.bars, self.outputs_bar[:, s]], axis=1)
         found = np.stack(recorded.pull_back_twice(self._dots_at(s), seeds[0], seeds[1]))
         self.bars[:] = found[:, :n]
@@ -339,20 +343,3 @@ def push_forward(
             outputs_dot[s] = results_dot[n:]
         s += 1
     return dot, outputs_dot
-
-
-def require_same(found: np.ndarray, expected: np.ndarray, s: int) -> None:
-    """Raise unless a recording of a step gave what the step gave before, but for rounding."""
-    scale = np.maximum(np.abs(found), np.abs(expected))
-    with np.errstate(invalid="ignore"):
-        same = (
-            (found == expected)
-            | (np.abs(found - expected) <= _RTOL * np.maximum(scale, 1.0))
-            | (np.isnan(found) & np.isnan(expected))
-        )
-    if not same.all():
-        at = int((~same).argmax())
-        raise DeterminismError(
-            f"step {s} gave {expected[at]} before and {found[at]} when it was recorded (float {at} of the state): it depends on something besides "
-            "its state, inputs and parameters, or computes something else of active values than of floats"
-        )

@@ -389,7 +389,9 @@ def generated(
     if held is not None:
         n_held = held[0].size
         steps[:n_held], slots[:n_held] = held
-    unused = np.setdiff1d(np.arange(n_slots), slots[:n_held])[::-1]
+    is_unused = np.ones(n_slots, bool)
+    is_unused[slots[:n_held]] = False
+    unused = np.flatnonzero(is_unused)[::-1]
     free[: unused.size] = unused
     state = np.array([at_hand, n_steps, n_held, unused.size])
     rows = np.empty((min(BLOCK, 8 * n_steps + MOST_PER_DECISION), 3), np.int64)

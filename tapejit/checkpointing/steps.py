@@ -28,9 +28,10 @@ from tapejit.recording.recorder import Tape, open_tapes
 from tapejit.recording.variable import Variable
 from tapejit.tape import FlatTape
 
-__all__ = ["Recorded", "Step", "Table", "detached"]
+__all__ = ["Recorded", "Step", "Table", "detached", "not_deterministic", "require_same", "table_of"]
 
 _MOST_KERNELS = 16
+_RTOL = 1e-9
 _kernels: dict[bytes, Kernel] = {}
 _kernels_lock = threading.Lock()
 
@@ -58,6 +59,24 @@ class Table:
         return [i for i, is_one in enumerate(self.active) if is_one == active]
 
 
+def table_of(x: Any, name: str) -> Table:
+    """The parameters or the inputs of a loop; plain arrays are copied, as the caller may change them as soon as the loop has been recorded."""
+    structure = Structure(x, name)
+    floats, static = structure.parts(x, "")
+    active = [is_active(part) for part in floats]
+    return Table(
+        structure, active, [part if is_one else _own(part) for part, is_one in zip(floats, active, strict=True)], static
+    )
+
+
+def _own(x: Any) -> Any:
+    if not isinstance(x, np.ndarray):
+        return float(x)
+    copied = x.copy()
+    copied.flags.writeable = False
+    return copied
+
+
 class Step:
     """The step function of a loop, with everything about it that does not change from step to step.
 
@@ -76,6 +95,8 @@ class Step:
         self.f, self.state, self.params, self.inputs, self.has_outputs = f, state, params, inputs, has_outputs
         self.is_compiled = is_compiled(f)
         self.outputs: Structure | None = None
+        self.outputs_static: list[Any] = []
+        self.checks_outputs = False  # whether the outputs of steps that are computed again are compared, too
         self.n_params = sum(params.structure.leaves[i].size for i in params.leaves(True))
         self.n_rows = sum(self._row_size(i) for i in inputs.leaves(True)) if inputs else 0
         self.n_passive = sum(self._row_size(i) for i in inputs.leaves(False)) if inputs else 0
@@ -92,6 +113,18 @@ class Step:
         assert self.inputs is not None
         leaf = self.inputs.structure.leaves[i]
         return leaf.size // leaf.shape[0] if leaf.shape and leaf.shape[0] else 0
+
+    # What errors say.
+
+    def named(self, s: int) -> str:
+        """What errors call this step."""
+        return f"step {s}"
+
+    def closure(self, error: Exception | None) -> UnsupportedError:
+        return UnsupportedError(
+            "a step uses an active value that it was not given: pass what it depends on as state, inputs or *params of the loop"
+            + (f" ({error})" if error else "")
+        )
 
     # What the function is called with.
 
@@ -144,7 +177,7 @@ class Step:
             try:
                 result = self.f(state, *row, *params)
             except TapeError as error:
-                raise _closure(error) from error
+                raise self.closure(error) from error
         state, output = self._apart(result)
         following, now = self.state.parts(state, f"changes in step {s}")
         self._refuse_active(following)
@@ -162,17 +195,19 @@ class Step:
             return np.empty(0)
         if self.outputs is None:
             self.outputs = Structure(output, "output")
-            if self.outputs.n_static:
-                raise ShapeError(
-                    "the output of a step is made of floats and float64 arrays; it has something else in it"
-                )
-        floats, _ = self.outputs.parts(output, f"changes in step {s}")
+            self._check_outputs()
+        floats, self.outputs_static = self.outputs.parts(output, f"changes in step {s}")
         self._refuse_active(floats)
         return self.outputs.vector(floats)
 
+    def _check_outputs(self) -> None:
+        assert self.outputs is not None
+        if self.outputs.n_static:
+            raise ShapeError("the output of a step is made of floats and float64 arrays; it has something else in it")
+
     def _refuse_active(self, floats: Sequence[Any]) -> None:
         if any(map(is_active, floats)):
-            raise _closure(None)
+            raise self.closure(None)
 
     # Recording.
 
@@ -223,9 +258,9 @@ class Step:
             except TapeError as error:
                 if isinstance(error, (ShapeError, UnsupportedError)):
                     raise
-                raise _closure(error) from error
+                raise self.closure(error) from error
             if tape.links:
-                raise _closure(None)
+                raise self.closure(None)
         outputs = np.concatenate(slots).astype(np.int64) if slots else np.zeros(0, np.int64)
         tape.output_slots = outputs
         return Recorded(tape, tape.value, outputs, now)
@@ -346,13 +381,6 @@ def _plain(source: np.ndarray, writable: bool = True) -> Callable[[Leaf], Any]:
     return take
 
 
-def _closure(error: Exception | None) -> UnsupportedError:
-    return UnsupportedError(
-        "a step uses an active value that it was not given: pass what it depends on as state, inputs or *params of the loop"
-        + (f" ({error})" if error else "")
-    )
-
-
 def _compiled(tape: Tape) -> Kernel:
     """Machine code for the tape of a step; that of an equal tape if there was one."""
     scalars = expand(tape, FlatTape(), from_zero=True) if len(tape.block_at) else tape
@@ -396,8 +424,23 @@ def detached() -> Iterator[None]:
         stack[:] = held
 
 
-def not_deterministic(s: int) -> DeterminismError:
+def not_deterministic(what: str) -> DeterminismError:
     return DeterminismError(
-        f"step {s} gave something else when it was computed again from the same state; a step must depend on nothing but its state, inputs and "
-        "parameters: draw random numbers beforehand and pass them as inputs"
+        f"{what} gave something else when it was computed again from the same state; it must depend on nothing but its arguments: draw random "
+        "numbers beforehand and pass them"
     )
+
+
+def require_same(found: np.ndarray, expected: np.ndarray, what: str) -> None:
+    """Raise unless a recording gave what the plain function gave before, but for rounding: powers may differ in the last bit."""
+    scale = np.maximum(np.maximum(np.abs(found), np.abs(expected)), 1.0)
+    with np.errstate(invalid="ignore"):
+        same = (
+            (found == expected) | (np.abs(found - expected) <= _RTOL * scale) | (np.isnan(found) & np.isnan(expected))
+        )
+    if not same.all():
+        at = int((~same).argmax())
+        raise DeterminismError(
+            f"{what} gave {expected[at]} before and {found[at]} when it was recorded (float {at} of the result): it depends on something besides "
+            "its arguments, or computes something else of active values than of floats"
+        )

@@ -15,9 +15,10 @@ import numpy as np
 from tapejit.errors import ShapeError
 from tapejit.recording.array import Array, is_active
 from tapejit.recording.numpy_rules import plain_value
+from tapejit.recording.recorder import Tape
 from tapejit.recording.variable import Truth, Variable
 
-__all__ = ["Leaf", "Structure", "parts_of", "plain_copy"]
+__all__ = ["Leaf", "Structure", "active_leaf", "parts_of", "plain_copy"]
 
 
 @dataclass(frozen=True)
@@ -149,6 +150,13 @@ def _built(spec: tuple, leaves: Iterator[Leaf], take: Callable[[Leaf], Any], sta
     if issubclass(spec[0], dict):
         return dict(zip(spec[1], parts, strict=True))
     return spec[0](*parts) if hasattr(spec[0], "_fields") else spec[0](parts)
+
+
+def active_leaf(tape: Tape, first: int, leaf: Leaf) -> Any:
+    """A leaf that stands on a tape; `first` is the slot of the whole vector."""
+    if leaf.shape is None:
+        return Variable(tape, first + leaf.start, tape.value_at(first + leaf.start))
+    return Array.of_run(tape, first + leaf.start, leaf.shape) if leaf.size else np.zeros(leaf.shape)
 
 
 def plain_copy(x: Any) -> Any:

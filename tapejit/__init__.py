@@ -2,6 +2,7 @@
 
 from tapejit import checkpointing, errors, testing
 from tapejit.checkpointing.loop import loop, while_loop
+from tapejit.checkpointing.plans import memory_report, plan
 from tapejit.checkpointing.region import checkpoint
 from tapejit.compiled import Compiled, compile
 from tapejit.derivatives import grad, hessian, hvp, jacobian, jvp, value_and_grad, vjp
@@ -36,8 +37,10 @@ __all__ = [
     "jacobian",
     "jvp",
     "loop",
+    "memory_report",
     "minimize",
     "native",
+    "plan",
     "primitive",
     "record",
     "testing",

@@ -11,9 +11,11 @@ from typing import Any
 
 import numpy as np
 
+from tapejit.checkpointing.budget import peak
 from tapejit.checkpointing.online import OnlineSchedule
+from tapejit.checkpointing.plans import MemoryReport
 from tapejit.checkpointing.runs import Numbers, Run, SecondOrderRun, push_forward
-from tapejit.checkpointing.schedules import Schedule
+from tapejit.checkpointing.schedules import Schedule, binomial
 from tapejit.checkpointing.steps import Step
 
 __all__ = ["LoopCall"]
@@ -31,12 +33,19 @@ class LoopCall:
         Which floats of the first state are operands.
     row_sizes : sequence of int
         Floats in a row of each active input.
-    schedule : Schedule or OnlineSchedule
+    n_steps : int
+        0 where it is not known.
     directory : str or path or None
     goes_on : callable or None
 
     Attributes
     ----------
+    schedule : Schedule or OnlineSchedule
+        To be set by the caller.
+    pair_schedule : callable
+        The schedule for states together with their tangents, where a budget has room for fewer of them.
+    report : MemoryReport or None
+        To be filled in after a reverse sweep.
     first, size : int
         The run of results: the floats of the last state, then the outputs, (n_steps, .).
     operands : (k,) int64 ndarray
@@ -49,13 +58,15 @@ class LoopCall:
         numbers: Numbers,
         active_start: np.ndarray,
         row_sizes: Sequence[int],
-        schedule: Schedule | OnlineSchedule,
+        n_steps: int,
         directory: Any = None,
         goes_on: Callable[[Any], bool] | None = None,
     ) -> None:
         self.step, self.numbers, self.active_start, self.row_sizes = step, numbers, active_start, row_sizes
-        self.schedule, self.directory, self.goes_on = schedule, directory, goes_on
-        self.n_steps = schedule.n_steps if isinstance(schedule, Schedule) else 0
+        self.n_steps, self.directory, self.goes_on = n_steps, directory, goes_on
+        self.schedule: Schedule | OnlineSchedule = binomial(n_steps, 1)
+        self.pair_schedule: Callable[[], Schedule | OnlineSchedule] = lambda: self.schedule
+        self.report: MemoryReport | None = None
         self.first = self.size = 0
         self.operands = np.zeros(0, np.int64)
         self._forwarded: tuple[np.ndarray, Run] | None = None  # operands, and a run that is ready to go back
@@ -63,12 +74,16 @@ class LoopCall:
 
     def start(self, operands: np.ndarray) -> tuple[np.ndarray, list[Any], np.ndarray]:
         """Run forwards: the last state, its static parts, and the outputs."""
-        run = Run(self.step, self._numbers(operands, self.numbers), self.schedule, self.directory, self.goes_on)
+        run = Run(self.step, self.numbers_at(operands), self.schedule, self.directory, self.goes_on)
         result = run.forward()
         self._forwarded = operands.copy(), run
         return result
 
     # Operands.
+
+    def numbers_at(self, operands: np.ndarray) -> Numbers:
+        """What a run begins with and reads, for these values of the operands."""
+        return self._numbers(operands, self.numbers)
 
     def _numbers(self, operands: np.ndarray, passive: Numbers) -> Numbers:
         """The numbers of a run, or their tangents, from those of the operands; what is passive comes from elsewhere."""
@@ -112,7 +127,7 @@ class LoopCall:
 
     def tangent(self, value: np.ndarray, tangent: np.ndarray) -> None:
         """Fill in the tangents of the results."""
-        numbers = self._numbers(value[self.operands], self.numbers)
+        numbers = self.numbers_at(value[self.operands])
         dot, outputs_dot = push_forward(self.step, numbers, self._dots(tangent), self.n_steps, self.goes_on)
         tangent[self.first : self.first + self.size] = np.concatenate([dot, outputs_dot.reshape(-1)])
 
@@ -124,6 +139,8 @@ class LoopCall:
         run = self._take_run(value[self.operands])
         found = self._operand_bars(*run.reverse(bars, outputs_bar))
         np.add.at(adjoint, self.operands, found[0] if adjoint.ndim == 1 else found.T)
+        if self.report is not None and self.report.before is not None:
+            self.report.measured = (peak() or 0) - self.report.before
 
     def _take_run(self, operands: np.ndarray) -> Run:
         """A run from these numbers that has come to its end: the one that is left from going forwards, or a new one."""
@@ -131,7 +148,7 @@ class LoopCall:
             forwarded, self._forwarded = self._forwarded, None
         if forwarded is not None and np.array_equal(forwarded[0], operands, equal_nan=True):
             return forwarded[1]
-        run = Run(self.step, self._numbers(operands, self.numbers), self.schedule, self.directory, self.goes_on)
+        run = Run(self.step, self.numbers_at(operands), self.schedule, self.directory, self.goes_on)
         run.forward()
         return run
 
@@ -145,8 +162,10 @@ class LoopCall:
             return
         with self._lock:
             self._forwarded = None  # Its snapshots would stand beside those of the pairs.
-        numbers = self._numbers(value[self.operands], self.numbers)
-        run = SecondOrderRun(self.step, numbers, self._dots(tangent), self.schedule, self.directory, self.goes_on)
+        numbers = self.numbers_at(value[self.operands])
+        run = SecondOrderRun(
+            self.step, numbers, self._dots(tangent), self.pair_schedule(), self.directory, self.goes_on
+        )
         run.forward()
         found = self._operand_bars(*run.reverse(bars, outputs_bar))
         np.add.at(adjoint, self.operands, found[0])

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from tapejit.calls import check_callable, is_compiled
+from tapejit.checkpointing.budget import LoopPlan, bytes_of, checkpoints_within, plan_loop, reset_peak
 from tapejit.checkpointing.calls import LoopCall
 from tapejit.checkpointing.online import OnlineSchedule
+from tapejit.checkpointing.plans import MemoryReport, local
 from tapejit.checkpointing.runs import Numbers
 from tapejit.checkpointing.schedules import Schedule, binomial, whole_number
-from tapejit.checkpointing.steps import Step, Table, not_deterministic, require_same, table_of
+from tapejit.checkpointing.steps import Recorded, Step, Table, not_deterministic, require_same, table_of
 from tapejit.checkpointing.structures import Leaf, Structure, active_leaf, plain_copy
-from tapejit.errors import ScheduleError, ShapeError
+from tapejit.errors import ScheduleError, ShapeError, UnsupportedError
 from tapejit.native import native
 from tapejit.recording.array import Array, actives, is_active, lift_array
 from tapejit.recording.numpy_rules import plain_value
@@ -35,6 +38,7 @@ def loop(
     inputs: Any = None,
     outputs: bool = False,
     checkpoints: int | None = None,
+    memory: int | str | None = None,
     schedule: Schedule | None = None,
     directory: Any = None,
     compile: bool | None = None,
@@ -62,6 +66,9 @@ def loop(
         Whether a step returns ``(state, output)``. The outputs of all steps are then stacked, leaf by leaf, along a first axis.
     checkpoints : int, optional
         How many states may be kept, the first one included: `tapejit.checkpointing.binomial`. All of them if not given.
+    memory : int or str, optional
+        A budget, as in ``"64 MiB"``, in the place of `checkpoints`: what the loop may allocate from its start to the end of a gradient's reverse
+        sweep, or of the sweep of a Hessian-vector product. As many states are kept as there is room for.
     schedule : Schedule, optional
         A schedule for this number of steps, in the place of `checkpoints`.
     directory : path, optional
@@ -80,6 +87,8 @@ def loop(
         If the structure, a shape or a dtype of the state changes; names the part.
     DeterminismError
         From a derivative: if a step gives something else when it is computed again.
+    MemoryBudgetError
+        If the budget is too small; says what the smallest is. Or if there is no room on the disk.
     UnsupportedError
         If a step uses an active value that it was not given.
     ScheduleError
@@ -108,23 +117,14 @@ def loop(
     (6.5, array([2. , 5. , 6.5]))
     """
     check_callable(step)
+    options = _Options(checkpoints, memory, schedule, directory, compile)
     n_steps = whole_number(n_steps, "n_steps", 0)
-    if schedule is not None and checkpoints is not None:
-        raise ScheduleError("pass checkpoints or a schedule, not both")
     if schedule is not None and schedule.n_steps != n_steps:
         raise ScheduleError(f"the schedule is for {schedule.n_steps} steps, but the loop has {n_steps}")
     if schedule is not None and schedule.on_disk and directory is None:
         raise ScheduleError("the schedule has slots on disk: name a directory for them")
     loop = _Loop(step, state, params, inputs, n_steps, outputs)
-    if not loop.active:
-        return loop.plainly()
-    tape = innermost(loop.active)
-    if len(open_tapes()) > 1 or is_debugging():
-        return loop.plainly()
-    chosen = (
-        binomial(n_steps, max(1, n_steps) if checkpoints is None else checkpoints) if schedule is None else schedule
-    )
-    return loop.recorded(tape, chosen, directory, compile)
+    return loop.run(options)
 
 
 def while_loop(
@@ -132,7 +132,8 @@ def while_loop(
     step: Callable,
     state: Any,
     *params: Any,
-    checkpoints: int = _ONLINE,
+    checkpoints: int | None = None,
+    memory: int | str | None = None,
     compile: bool = False,
 ) -> Any:
     """Apply `step` to a state as long as ``goes_on(state)``: a loop whose end is not known, with a reverse sweep of bounded memory.
@@ -150,8 +151,10 @@ def while_loop(
         The first state.
     *params
         More arguments of `step`.
-    checkpoints : int
-        How many states may be kept, the first one included.
+    checkpoints : int, optional
+        How many states may be kept, the first one included; 1000 if not given.
+    memory : int or str, optional
+        A budget in the place of `checkpoints`; see `loop`.
     compile : bool
         Whether to make machine code of the step.
 
@@ -172,14 +175,33 @@ def while_loop(
     """
     check_callable(step)
     check_callable(goes_on)
-    schedule = OnlineSchedule(checkpoints)
+    options = _Options(checkpoints, memory, None, None, compile)
     loop = _Loop(step, state, params, None, 0, False, goes_on)
-    if not loop.active:
-        return loop.plainly()
-    tape = innermost(loop.active)
-    if len(open_tapes()) > 1 or is_debugging():
-        return loop.plainly()
-    return loop.recorded(tape, schedule, None, compile)
+    return loop.run(options)
+
+
+@dataclass
+class _Options:
+    """How a loop is to be run."""
+
+    checkpoints: int | None
+    memory: int | str | None
+    schedule: Schedule | None
+    directory: Any
+    compile: bool | None
+    before: int | None = None  # resident memory at the start
+
+    def __post_init__(self) -> None:
+        given = [name for name in ("checkpoints", "memory", "schedule") if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise ScheduleError(f"pass one of checkpoints, memory and schedule, got {' and '.join(given)}")
+        if self.checkpoints is not None:
+            whole_number(self.checkpoints, "checkpoints", 1)
+        if self.memory is not None:
+            bytes_of(self.memory)
+            self.before = reset_peak()
+        elif local.planned is not None and not given:
+            self.memory = local.memory
 
 
 class _Loop:
@@ -216,6 +238,20 @@ class _Loop:
                     f"{path} has shape {shape or ()}, but the loop has {self.n_steps} steps; pass one row for each step"
                 )
 
+    def run(self, options: _Options) -> Any:
+        """Run the loop, recorded if something active goes into it."""
+        if not self.active:
+            return self.plainly()
+        tape = innermost(self.active)
+        if len(open_tapes()) > 1 and options.memory is not None:
+            raise UnsupportedError(
+                "a loop with memory= keeps no budget inside of nested transforms, which record every step; use tj.hvp and tj.hessian, which do, or "
+                "leave memory= out"
+            )
+        if len(open_tapes()) > 1 or is_debugging():
+            return self.plainly()
+        return self.recorded(tape, options)
+
     # Without a tape of its own.
 
     def plainly(self) -> Any:
@@ -245,39 +281,60 @@ class _Loop:
 
     # As one instruction of a tape.
 
-    def recorded(self, tape: Tape, schedule: Schedule | OnlineSchedule, directory: Any, compile: bool | None) -> Any:
+    def recorded(self, tape: Tape, options: _Options) -> Any:
         """Run forwards under a schedule, and record that."""
         step = Step(self.f, self.state, self.params, self.inputs, self.has_outputs)
         active_start = np.zeros(self.state.size, bool)
         for leaf, number in zip(self.state.leaves, self.start, strict=True):
             active_start[leaf.start : leaf.start + leaf.size] = is_active(number)
-        row_sizes = [step._row_size(i) for i in self.inputs.leaves(True)] if self.inputs else []
+        row_sizes = [step.row_size(i) for i in self.inputs.leaves(True)] if self.inputs else []
         operands = [x for x in self.start if is_active(x)]
         for table in (self.params, self.inputs):
             operands += [table.floats[i] for i in table.leaves(True)] if table is not None else []
-        slots = np.concatenate([lift_array(tape, x).slots().reshape(-1).astype(np.int64) for x in operands])
-        numbers = Numbers(
-            self.state.vector(self.start),
-            [_plain_of(part) for part in self.static],
-            np.empty(0),
-            np.empty(0),
-            self._passive_rows(step, compile),
-        )
-        call = LoopCall(step, numbers, active_start, row_sizes, schedule, directory, self.goes_on)
-        call.operands = slots
-        values = tape.value[slots]
-        if self.n_steps or self.goes_on is not None:
-            self._prepare(step, call._numbers(values, numbers), compile)
-        last, static, outputs = call.start(values)
+        static = [_plain_of(part) for part in self.static]
+        passive = self._passive_rows(step, options.compile)
+        numbers = Numbers(self.state.vector(self.start), static, np.empty(0), np.empty(0), passive)
+        call = LoopCall(step, numbers, active_start, row_sizes, self.n_steps, options.directory, self.goes_on)
+        call.operands = np.concatenate([lift_array(tape, x).slots().reshape(-1).astype(np.int64) for x in operands])
+        values = tape.value[call.operands]
+        first_step = self._prepare(step, call.numbers_at(values), options.compile)
+        call.schedule, planned = self._chosen(options, step, first_step)
+        if options.memory is not None and first_step is not None:
+            call.pair_schedule = lambda: self._chosen(options, step, first_step, pairs=True)[0]
+        if local.planned is None:
+            if options.memory is not None and planned is not None:
+                call.report = local.report = MemoryReport(planned, bytes_of(options.memory), before=options.before)
+            last, static, outputs = call.start(values)
+            tape.calls.append(call)
+        else:
+            local.planned += [] if planned is None else [planned]
+            last, outputs = call.numbers_at(values).start, np.zeros((self.n_steps, step.n_outputs))
         call.first = tape.add_call(np.concatenate([last, outputs.reshape(-1)]))
         call.size = last.size + outputs.size
-        tape.calls.append(call)
         result = self.state.build(lambda leaf: active_leaf(tape, call.first, leaf), static)
         if not self.has_outputs:
             return result
         if step.outputs is None:
             return result, None
         return result, step.outputs.build(lambda leaf: self._output_leaf(tape, call.first + last.size, step, leaf), [])
+
+    def _chosen(
+        self, options: _Options, step: Step, first_step: Recorded | None, pairs: bool = False
+    ) -> tuple[Schedule | OnlineSchedule, LoopPlan | None]:
+        """The schedule that was asked for, and what it takes."""
+        n_steps = self.n_steps if self.goes_on is None else None
+        if options.schedule is not None:
+            schedule: Schedule | OnlineSchedule = options.schedule
+            checkpoints = options.schedule.n_slots - len(options.schedule.on_disk)
+        else:
+            if options.memory is not None and first_step is not None:
+                checkpoints = checkpoints_within(bytes_of(options.memory), step, first_step, n_steps, pairs)
+            elif options.checkpoints is not None:
+                checkpoints = options.checkpoints
+            else:
+                checkpoints = _ONLINE if n_steps is None else max(1, n_steps)
+            schedule = OnlineSchedule(checkpoints) if n_steps is None else binomial(n_steps, checkpoints)
+        return schedule, None if first_step is None else plan_loop(step, first_step, n_steps, checkpoints, pairs)
 
     def _passive_rows(self, step: Step, compile: bool | None) -> np.ndarray:
         parts = (
@@ -287,30 +344,34 @@ class _Loop:
             return np.empty((self.n_steps, 0))
         return np.ascontiguousarray(np.concatenate(parts, axis=1) if len(parts) > 1 else parts[0])
 
-    def _prepare(self, step: Step, numbers: Numbers, compile: bool | None) -> None:
-        """Try the first step, and compile it where that pays."""
+    def _prepare(self, step: Step, numbers: Numbers, compile: bool | None) -> Recorded | None:
+        """Try the first step, and compile it where that pays; gives its recording, None if there is no first step."""
+        if self.n_steps == 0 and (
+            self.goes_on is None or not self.goes_on(self.state.numbers(numbers.start, numbers.static))
+        ):
+            return None
         params = step.plain_params(numbers.params)
-        if self.goes_on is not None and not self.goes_on(self.state.numbers(numbers.start, numbers.static)):
-            return
         first, static, _ = step.values(numbers.start, numbers.static, params, numbers.rows, 0)
         arguments = (numbers.start, numbers.static, numbers.params, numbers.rows, numbers.passive)
 
         def pays(n_slots: int) -> bool:
-            return bool(compile) or (self.n_steps >= _FEWEST_STEPS and self.n_steps * n_slots >= _WORTH_COMPILING)
+            return bool(compile) or self.n_steps * n_slots >= _WORTH_COMPILING
 
         if compile or (compile is None and self.n_steps >= _FEWEST_STEPS):
             step.compile(*arguments, pays)
         if step.kernel is None:
-            require_same(step.record(*arguments, 0).results[: self.state.size], first, step.named(0))
-            return
+            recorded = step.record(*arguments, 0)
+            require_same(recorded.results[: self.state.size], first, step.named(0))
+            return recorded
         # A kernel computes what was recorded, the same in every step. So the function is asked twice whether it does.
         again, _, _ = step.values(numbers.start, numbers.static, params, numbers.rows, 0)
         if not np.array_equal(again, first, equal_nan=True):
             raise not_deterministic(step.named(0))
-        for s, vector in ((0, numbers.start), (self.n_steps - 1, first)):
+        for s, vector in ((0, numbers.start), (max(0, self.n_steps - 1), first)):
             expected, _, _ = step.values(vector, static, params, numbers.rows, s)
             found = step.at(vector, static, numbers.params, numbers.rows, numbers.passive, s)
             require_same(found.results[: self.state.size], expected, step.named(s))
+        return step.replayed
 
     def _output_leaf(self, tape: Tape, first: int, step: Step, leaf: Leaf) -> Any:
         """The outputs of all steps, of one leaf."""

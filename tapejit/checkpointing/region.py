@@ -14,7 +14,6 @@ import numpy as np
 from tapejit.calls import check_callable, is_compiled
 from tapejit.checkpointing.calls import LoopCall
 from tapejit.checkpointing.runs import Numbers
-from tapejit.checkpointing.schedules import binomial
 from tapejit.checkpointing.steps import Step, Table, table_of
 from tapejit.checkpointing.structures import Structure, active_leaf
 from tapejit.errors import UnsupportedError
@@ -78,9 +77,7 @@ def checkpoint(f: Callable) -> Callable:
         tape = innermost([part for x in operands for part in actives(x)])
         step = _Region(function, arguments)
         nothing = np.empty((1, 0))
-        call = LoopCall(
-            step, Numbers(np.empty(0), (), np.empty(0), nothing, nothing), np.zeros(0, bool), (), binomial(1, 1)
-        )
+        call = LoopCall(step, Numbers(np.empty(0), (), np.empty(0), nothing, nothing), np.zeros(0, bool), (), 1)
         call.operands = np.concatenate([lift_array(tape, x).slots().reshape(-1).astype(np.int64) for x in operands])
         _, _, outputs = call.start(tape.value[call.operands])
         call.first, call.size = tape.add_call(outputs.reshape(-1)), outputs.size

@@ -41,6 +41,7 @@ from tapejit.checkpointing.streams import (
     RESTORE,
     REVERSE,
     STORE,
+    list_free,
     next_actions,
 )
 from tapejit.errors import ScheduleError
@@ -389,11 +390,8 @@ def generated(
     if held is not None:
         n_held = held[0].size
         steps[:n_held], slots[:n_held] = held
-    is_unused = np.ones(n_slots, bool)
-    is_unused[slots[:n_held]] = False
-    unused = np.flatnonzero(is_unused)[::-1]
-    free[: unused.size] = unused
-    state = np.array([at_hand, n_steps, n_held, unused.size])
+    n_free = list_free(free, slots, n_held)
+    state = np.array([at_hand, n_steps, n_held, n_free])
     rows = np.empty((min(BLOCK, 8 * n_steps + MOST_PER_DECISION), 3), np.int64)
     while n := next_actions(rows, state, steps, slots, free, period):
         yield rows[:n]

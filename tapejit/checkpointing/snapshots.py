@@ -45,12 +45,13 @@ class Snapshots:
 
     def __init__(self, n_slots: int, size: int, on_disk: frozenset[int] = frozenset(), directory: Any = None) -> None:
         self.size = size
-        self.place = np.empty(n_slots, np.int64)
-        is_on_disk = np.zeros(n_slots, bool)
-        is_on_disk[list(on_disk)] = True
-        n_disk = int(is_on_disk.sum())
-        self.place[~is_on_disk] = np.arange(n_slots - n_disk)
-        self.place[is_on_disk] = -1 - np.arange(n_disk)
+        self.place = np.arange(n_slots)
+        n_disk = len(on_disk)
+        if on_disk:
+            is_on_disk = np.zeros(n_slots, bool)
+            is_on_disk[list(on_disk)] = True
+            self.place[~is_on_disk] = np.arange(n_slots - n_disk)
+            self.place[is_on_disk] = -1 - np.arange(n_disk)
         self.static: dict[int, Sequence[Any]] = {}
         self._file: Any = None
         self.memory = fresh(max(1, (n_slots - n_disk) * size), np.dtype(np.float64))[: (n_slots - n_disk) * size]

@@ -21,12 +21,10 @@ from tapejit.calls import is_compiled
 from tapejit.checkpointing.structures import Leaf, Structure
 from tapejit.compiler.kernel import MAX_COMPILE_SECONDS, Kernel, compile_tape
 from tapejit.errors import DeterminismError, ShapeError, TapeError, TapejitError, UnsupportedError
-from tapejit.expansion import expand
 from tapejit.parameters import static_key
 from tapejit.recording.array import Array, is_active, lift_array
 from tapejit.recording.recorder import Tape, open_tapes
 from tapejit.recording.variable import Variable
-from tapejit.tape import FlatTape
 
 __all__ = ["Recorded", "Step", "Table", "detached", "not_deterministic", "require_same", "table_of"]
 
@@ -98,8 +96,8 @@ class Step:
         self.outputs_static: list[Any] = []
         self.checks_outputs = False  # whether the outputs of steps that are computed again are compared, too
         self.n_params = sum(params.structure.leaves[i].size for i in params.leaves(True))
-        self.n_rows = sum(self._row_size(i) for i in inputs.leaves(True)) if inputs else 0
-        self.n_passive = sum(self._row_size(i) for i in inputs.leaves(False)) if inputs else 0
+        self.n_rows = sum(self.row_size(i) for i in inputs.leaves(True)) if inputs else 0
+        self.n_passive = sum(self.row_size(i) for i in inputs.leaves(False)) if inputs else 0
         self.n_active = state.size + self.n_params + self.n_rows
         self.kernel: Kernel | None = None
         self.n_slots = 0  # of the tape that was compiled
@@ -109,7 +107,7 @@ class Step:
     def n_outputs(self) -> int:
         return 0 if self.outputs is None else self.outputs.size
 
-    def _row_size(self, i: int) -> int:
+    def row_size(self, i: int) -> int:
         assert self.inputs is not None
         leaf = self.inputs.structure.leaves[i]
         return leaf.size // leaf.shape[0] if leaf.shape and leaf.shape[0] else 0
@@ -383,24 +381,7 @@ def _plain(source: np.ndarray, writable: bool = True) -> Callable[[Leaf], Any]:
 
 def _compiled(tape: Tape) -> Kernel:
     """Machine code for the tape of a step; that of an equal tape if there was one."""
-    scalars = expand(tape, FlatTape(), from_zero=True) if len(tape.block_at) else tape
-    digest = hashlib.blake2b()
-    constants = scalars.value[scalars.opcode == ops.CONSTANT]
-    guards = tape.guards
-    for part in (scalars.opcode, scalars.lhs, scalars.rhs, constants, scalars.output_slots):
-        digest.update(np.ascontiguousarray(part).tobytes())
-    digest.update(
-        repr(
-            (
-                scalars.input_slots,
-                scalars.parameter_slots,
-                list(scalars.guards.slot),
-                list(guards.expected),
-                scalars.sums,
-            )
-        ).encode()
-    )
-    key = digest.digest()
+    key = _digest(tape)
     with _kernels_lock:
         made = _kernels.pop(key, None)
     if made is None:
@@ -410,6 +391,30 @@ def _compiled(tape: Tape) -> Kernel:
         while len(_kernels) > _MOST_KERNELS:
             _kernels.pop(next(iter(_kernels)))
     return made
+
+
+def _digest(tape: Tape) -> bytes:
+    """A key of everything that machine code for a tape is made from: its instructions, its constants and the data that blocks read."""
+    digest = hashlib.blake2b()
+    at = 1
+    ends = [(block, block.first) for block in tape.blocks()]
+    for block, first in [*ends, (None, tape.n_slots)]:
+        run = slice(at, first)
+        opcode, value = tape.opcode[run], tape.value[run]
+        for part in (opcode, tape.lhs[run], tape.rhs[run], value[opcode == ops.CONSTANT]):
+            digest.update(np.ascontiguousarray(part).tobytes())
+        if block is not None:
+            at = block.first + block.size
+            digest.update(repr((block.kind, first, block.size, block.code, block.shape, block.result_strides)).encode())
+            for operand in block.operands:
+                base = operand.base if operand.array is None else (operand.array.shape, operand.array.strides)
+                digest.update(repr((operand.mode, base, operand.strides)).encode())
+                if operand.array is not None:
+                    digest.update(operand.array.tobytes("A"))
+    guards = tape.guards
+    slots = (tape.input_slots, tape.parameter_slots, tape.output_slots.tolist())
+    digest.update(repr((*slots, guards.slot.tolist(), guards.expected.tolist())).encode())
+    return digest.digest()
 
 
 @contextmanager

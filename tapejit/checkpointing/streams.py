@@ -9,9 +9,11 @@ not yet reversed, and nothing lies between it and the top but steps to advance a
 
 from __future__ import annotations
 
+import numpy as np
+
 from tapejit.sweeps.kernel import kernel
 
-__all__ = ["ADVANCE", "FREE", "RESTORE", "REVERSE", "STORE", "next_actions", "next_online", "stride"]
+__all__ = ["ADVANCE", "FREE", "RESTORE", "REVERSE", "STORE", "list_free", "next_actions", "next_online", "stride"]
 
 ADVANCE, STORE, RESTORE, REVERSE, FREE = range(5)
 MOST_PER_DECISION = 3  # rows
@@ -98,6 +100,20 @@ def next_actions(rows, state, steps, slots, free, period):
                 rows[n] = RESTORE, at_hand, slots[n_held - 1]
                 n += 1
     state[0], state[1], state[2], state[3] = at_hand, left, n_held, n_free
+    return n
+
+
+@kernel
+def list_free(free, slots, n_held):
+    """Write the slots that hold none of the first `n_held` snapshots, in falling order; gives their number. No array as long is made on the way."""
+    is_held = np.zeros(free.size, np.bool_)
+    for i in range(n_held):
+        is_held[slots[i]] = True
+    n = 0
+    for slot in range(free.size - 1, -1, -1):
+        if not is_held[slot]:
+            free[n] = slot
+            n += 1
     return n
 
 

@@ -30,6 +30,7 @@ _ROWS = 80  # bytes a float of the inputs: operands, values, rows, and adjoints 
 _TAPE = (
     2.5  # of the bytes of a recorded step: it grows in steps, and stands beside the one before until that is collected
 )
+_HUGE_PAGE = 2 << 20
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
@@ -143,7 +144,8 @@ def _step_bytes(step: Step, recorded: Recorded, pairs: bool) -> int:
         n_bytes += 8 * tape.n_slots * (4 if pairs else 1)
     if step.kernel is not None:
         n_bytes += step.kernel.nbytes + 8 * tape.n_slots  # a replay, to compare the kernel with
-    return int(_TAPE * n_bytes)
+    rounded = 3 * _HUGE_PAGE if tape.nbytes > 2 * _HUGE_PAGE else 0  # Large arrays come in whole pages.
+    return int(_TAPE * n_bytes) + rounded
 
 
 def _data_bytes(step: Step, n_steps: int) -> int:

@@ -1,4 +1,4 @@
-"""Long loops for checkpointing: Lorenz-96, the heat equation, and an LSTM over a long sequence."""
+"""Long loops for checkpointing: Lorenz-96, the heat equation, and an LSTM over a long sequence. Each is a step, not a whole problem."""
 
 import numba
 import numpy as np

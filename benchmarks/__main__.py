@@ -8,7 +8,7 @@ import time
 from . import report
 from .measure import environment
 
-NAMES = ("sweeps", "scalar_code", "numpy_code", "compiled_code", "compiled_replays", "start", "peers")
+NAMES = ("sweeps", "scalar_code", "numpy_code", "compiled_code", "compiled_replays", "checkpointing", "start", "peers")
 
 
 def main():

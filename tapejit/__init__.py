@@ -1,6 +1,9 @@
 """tapejit: exact gradients of large flat computations, from a flat tape swept by Numba."""
 
-from tapejit import errors, testing
+from tapejit import checkpointing, errors, testing
+from tapejit.checkpointing.loop import loop, while_loop
+from tapejit.checkpointing.plans import memory_report, plan
+from tapejit.checkpointing.region import checkpoint
 from tapejit.compiled import Compiled, compile
 from tapejit.derivatives import grad, hessian, hvp, jacobian, jvp, value_and_grad, vjp
 from tapejit.minimize import minimize
@@ -23,6 +26,8 @@ __all__ = [
     "Recording",
     "Tape",
     "Variable",
+    "checkpoint",
+    "checkpointing",
     "compile",
     "debug",
     "errors",
@@ -31,12 +36,16 @@ __all__ = [
     "hvp",
     "jacobian",
     "jvp",
+    "loop",
+    "memory_report",
     "minimize",
     "native",
+    "plan",
     "primitive",
     "record",
     "testing",
     "value",
     "value_and_grad",
     "vjp",
+    "while_loop",
 ]

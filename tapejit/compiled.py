@@ -122,6 +122,13 @@ class _Passive:
     is_kept: bool
 
 
+def _machine_code(tape: Tape, **options: Any) -> Kernel:
+    """A tape compiled, unless it has loops that compile their steps themselves."""
+    if tape.calls:
+        return Kernel("it has a tj.loop or a tj.checkpoint", 0.0)
+    return compile_tape(tape, **options)
+
+
 class _Variant:
     """One recording, and machine code for it from its second use on."""
 
@@ -277,7 +284,7 @@ class Compiled:
     def _compile(self, variant: _Variant) -> None:
         with self._lock:
             if variant.kernel is None:
-                variant.kernel = compile_tape(
+                variant.kernel = _machine_code(
                     variant.tape,
                     fast=self.fast,
                     max_compile_seconds=self.max_compile_seconds,
@@ -912,7 +919,7 @@ class CompiledTape:
             "max_compile_seconds": max_compile_seconds,
             "n_threads": threads,
         }
-        self._kernel = compile_tape(tape, **self._options)
+        self._kernel = _machine_code(tape, **self._options)
         self._parameters = [tape.value[first : first + size].copy() for first, size in tape.parameter_slots]
 
     @property

@@ -9,8 +9,11 @@ __all__ = [
     "BranchChangeError",
     "BranchChangeWarning",
     "CompileError",
+    "DeterminismError",
     "DomainError",
+    "MemoryBudgetError",
     "PassiveConversionError",
+    "ScheduleError",
     "ShapeError",
     "TapeError",
     "TapeFullError",
@@ -40,6 +43,14 @@ class TapeFullError(TapeError, MemoryError):
     """A tape would need more slots than an int32 can number."""
 
 
+class MemoryBudgetError(TapejitError, MemoryError):
+    """A memory budget is too small for a computation, or the disk that it may use is full; the message says what the smallest would be."""
+
+
+class DeterminismError(TapejitError, RuntimeError):
+    """A step that was computed again gave something else, so that its derivative would be one of another computation."""
+
+
 class PassiveConversionError(TapejitError, TypeError):
     """An active value was about to become a plain number and lose its derivative."""
 
@@ -50,6 +61,10 @@ class UnsupportedError(TapejitError, TypeError):
 
 class CompileError(TapejitError, RuntimeError):
     """Machine code could not be made or loaded; the message has what LLVM says."""
+
+
+class ScheduleError(TapejitError, ValueError):
+    """A checkpointing schedule that does not reverse its loop, or that cannot be made."""
 
 
 class UninitializedError(TapejitError, RuntimeError):

@@ -9,6 +9,7 @@ import numpy as np
 
 from tapejit import ops
 from tapejit.blocks import Block, Operand, WholeProduct
+from tapejit.errors import UnsupportedError
 from tapejit.layout import DATA, ELEMENTWISE, MATMUL, SUM
 from tapejit.tape import FlatTape
 
@@ -25,6 +26,8 @@ def expand(tape: FlatTape, into: AnyTape, from_zero: bool = False, largest_produ
     runs of slots that add up whole blocks. Products of more multiplications than `largest_product` stay whole: `into.products` lists them, and
     `lhs` of each of their slots is the position in this list.
     """
+    if tape.calls:
+        raise UnsupportedError("a tape with a tj.loop or tj.checkpoint is not written out: their steps are not on it")
     place = np.zeros(tape.n_slots, np.int64)
     into.sums, into.products = [], []
     factors: dict[tuple, np.ndarray] = {}

@@ -19,13 +19,13 @@ from __future__ import annotations
 from array import array
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from tapejit import ops
 from tapejit.blocks import Block, Group, Operand, WholeProduct, collapsed
-from tapejit.errors import TapeError, TapeFullError
+from tapejit.errors import TapeError, TapeFullError, UnsupportedError
 from tapejit.guards import Guards
 from tapejit.layout import ELEMENTWISE, HEADER, MATMUL, MAX_JOINED, SUM, TABLE, TILE
 from tapejit.printing import histogram, listing, summary
@@ -44,6 +44,10 @@ _FLAT = {
 # The system aligns memory for huge pages where it is a whole number of them, as int32 and float64 of so many slots are. A recording in fresh
 # memory takes half the time then; what is not touched takes none.
 _HUGE = 1 << 19
+NOT_NESTED = (
+    "a recording with a tj.loop or tj.checkpoint cannot be differentiated once more after it was made; nest the transforms, as in "
+    "tj.grad(tj.grad(f)), or use tj.hvp"
+)
 STAGED = 1 << 16  # scalar slots kept in the small arrays before they are moved over
 
 
@@ -91,6 +95,9 @@ class FlatTape:
         self.words_known: tuple[tuple, np.ndarray] | None = None  # what `sweeps` has found out about joined blocks
         self.passive_known: Passive | None = None  # and about what depends on parameters alone
         self.guards = Guards()
+        self.calls: list[
+            Any
+        ] = []  # loops and regions that are computed again in a reverse sweep: `tapejit.checkpointing.calls`
 
     def _bind(self) -> None:
         # Bound methods, looked up once: recording a scalar is four calls and little else.
@@ -410,6 +417,12 @@ class FlatTape:
         """Count a copy of a passive array that this tape keeps."""
         self._n_data_bytes += n_bytes
 
+    def add_call(self, values: np.ndarray) -> int:
+        """Record the results of a call, which sweeps hand to `calls`; gives the first slot. The caller appends the call itself."""
+        first = self.push_run(ops.CONSTANT, 0, 0, values)
+        self._group = Group(-1)  # Blocks before and after it are not swept together.
+        return first
+
     # What nested transforms need: another tape's slots at the end of this one, and room for kernels to write in.
 
     def append_tape(self, other: FlatTape, sources: Sequence[tuple[int, np.ndarray]]) -> int:
@@ -422,6 +435,8 @@ class FlatTape:
         sources : sequence of (first, slots)
             Slots of `other` from `first` on that stand for these slots here: they become copies of them. Its other inputs become constants.
         """
+        if other.calls:
+            raise UnsupportedError(NOT_NESTED)
         n = other.n_slots
         shift = self.extend(n)
         run = slice(shift, shift + n)
@@ -579,6 +594,10 @@ class FlatTape:
     # Pickling: names of primitives instead of opcodes, no addresses.
 
     def __getstate__(self) -> dict:
+        if self.calls:
+            raise TapeError(
+                "a tape with a loop or a checkpointed region cannot be pickled: the functions in it are not on the tape"
+            )
         state = {name: getattr(self, name) for name in _PLAIN_STATE}
         opcode, lhs, rhs = self.opcode.copy(), self.lhs.copy(), self.rhs.copy()
         inside = self.interior()

@@ -96,13 +96,16 @@ def _ask_for_huge_pages(memory: mmap.mmap) -> None:
 
 def give_back(kind: str, arrays: tuple[np.ndarray, ...]) -> None:
     """Keep arrays that nobody else refers to for the next `take` of this name."""
-    if arrays[0].size < SMALLEST:
+    # A tape may be collected, and give its memory back, while this very thread holds the lock: then the memory goes to the system.
+    if arrays[0].size < SMALLEST or not _lock.acquire(blocking=False):
         return
-    with _lock:
+    try:
         _kept.append((kind, arrays))
         held = sum(_bytes(kept) for _, kept in _kept)
         while held > KEPT_BYTES and _kept:
             held -= _bytes(_kept.pop(0)[1])
+    finally:
+        _lock.release()
 
 
 def forget() -> None:

@@ -582,3 +582,10 @@ def test_growth_that_is_broken_off_loses_nothing():
         if count < at:
             break
     assert at > 100
+
+
+def test_tape_collected_while_memory_is_taken_does_not_wait_for_itself():
+    from tapejit import workspace
+
+    with workspace._lock:  # as in `take`, in the middle of which the garbage collector may run
+        workspace.give_back("tape", (np.zeros(workspace.SMALLEST),))

@@ -9,6 +9,9 @@
 
 Derivatives are those with respect to the inputs: adjoints of parameters are left out where that saves work, and mean nothing elsewhere
 (`tapejit.sweeps.activity`). `value` defaults to the tape's own; another array of values lets several threads replay one tape.
+
+A loop or region that is computed again (`tape.calls`) stands on the tape as a run of results. The kernels sweep what lies between such runs, and the
+call does the rest itself.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -57,7 +60,20 @@ def forward(tape: FlatTape, value: np.ndarray | None = None) -> None:
     """Recompute `value` in place from the inputs and constants in it."""
     value = tape.value if value is None else value
     table = primitive_table("value", tape.n_user_rows)
-    forward_sweep(tape.first_operation, tape.opcode, tape.lhs, tape.rhs, value, tape.word_array(), table, _blas(tape))
+    words, blas = tape.word_array(), _blas(tape)
+    for start, stop, call in _runs(tape):
+        forward_sweep(start, tape.opcode[:stop], tape.lhs, tape.rhs, value, words, table, blas)
+        if call is not None:
+            call.forward(value)
+
+
+def _runs(tape: FlatTape) -> Iterator[tuple[int, int, Any]]:
+    """The operations of a tape in order, in runs: where one begins and ends, and the call that follows it (None after the last)."""
+    start = tape.first_operation
+    for call in tape.calls:
+        yield start, call.first, call
+        start = call.first + call.size
+    yield start, tape.n_slots, None
 
 
 def reverse(tape: FlatTape, adjoint: np.ndarray, value: np.ndarray | None = None) -> None:
@@ -65,11 +81,14 @@ def reverse(tape: FlatTape, adjoint: np.ndarray, value: np.ndarray | None = None
     value = tape.value if value is None else value
     table = primitive_table("partial", tape.n_user_rows)
     with _derivative_words(tape, tape.word_array(), value) as words:
-        arrays = (tape.first_operation, tape.opcode, tape.lhs, tape.rhs, value, adjoint, words, table, _blas(tape))
-        if adjoint.ndim == 1:
-            reverse_sweep(*arrays, False)
-        else:
-            reverse_many_sweep(*arrays)
+        arrays = (tape.lhs, tape.rhs, value, adjoint, words, table, _blas(tape))
+        for start, stop, call in reversed(list(_runs(tape))):
+            if call is not None:
+                call.reverse(value, adjoint)
+            if adjoint.ndim == 1:
+                reverse_sweep(start, tape.opcode[:stop], *arrays, False)
+            else:
+                reverse_many_sweep(start, tape.opcode[:stop], *arrays)
 
 
 def input_adjoint(tape: FlatTape, output: np.ndarray, y_bar: np.ndarray, value: np.ndarray | None = None) -> np.ndarray:
@@ -81,9 +100,12 @@ def input_adjoint(tape: FlatTape, output: np.ndarray, y_bar: np.ndarray, value: 
         _derivative_words(tape, _words_for(tape, output), value) as words,
     ):
         np.add.at(adjoint, output, y_bar)
-        reverse_sweep(
-            tape.first_operation, tape.opcode, tape.lhs, tape.rhs, value, adjoint, words, table, _blas(tape), True
-        )
+        arrays = (tape.lhs, tape.rhs, value, adjoint, words, table, _blas(tape))
+        for start, stop, call in reversed(list(_runs(tape))):
+            if call is not None:
+                call.reverse(value, adjoint)
+                adjoint[call.first : call.first + call.size] = 0.0
+            reverse_sweep(start, tape.opcode[:stop], *arrays, True)
         adjoint[0] = 0.0
         inputs = np.empty(tape.n_inputs)
         start = 0
@@ -99,6 +121,8 @@ def input_adjoint(tape: FlatTape, output: np.ndarray, y_bar: np.ndarray, value: 
             for first, size in known.touched:
                 adjoint[first : first + size] = 0.0
             adjoint[output] = 0.0
+            for call in tape.calls:
+                adjoint[call.operands] = 0.0
     return inputs
 
 
@@ -118,6 +142,8 @@ def _words_for(tape: FlatTape, output: np.ndarray) -> np.ndarray:
     """The descriptions of the blocks with word 7 right for these outputs: a copy, as other outputs may be swept from at the same time."""
     if not tape.has_joined:
         return tape.word_array()
+    if tape.calls:
+        output = np.concatenate([output, *(call.operands for call in tape.calls)])
     key = (tape.n_slots, output.tobytes())
     known = tape.words_known
     if known is None or known[0] != key:
@@ -136,7 +162,11 @@ def tangent(tape: FlatTape, tangent: np.ndarray, value: np.ndarray | None = None
     value = tape.value if value is None else value
     table = primitive_table("partial", tape.n_user_rows)
     with _derivative_words(tape, tape.word_array(), value) as words:
-        tangent_sweep(tape.first_operation, tape.opcode, tape.lhs, tape.rhs, value, tangent, words, table, _blas(tape))
+        arrays = (tape.lhs, tape.rhs, value, tangent, words, table, _blas(tape))
+        for start, stop, call in _runs(tape):
+            tangent_sweep(start, tape.opcode[:stop], *arrays)
+            if call is not None:
+                call.tangent(value, tangent)
 
 
 def second_order(
@@ -150,17 +180,9 @@ def second_order(
     value = tape.value if value is None else value
     n_user = tape.n_user_rows
     with _derivative_words(tape, tape.word_array(), value) as words:
-        second_order_sweep(
-            tape.first_operation,
-            tape.opcode,
-            tape.lhs,
-            tape.rhs,
-            value,
-            tangent,
-            adjoint,
-            adjoint_tangent,
-            words,
-            primitive_table("partial", n_user),
-            primitive_table("second", n_user),
-            _blas(tape),
-        )
+        tables = primitive_table("partial", n_user), primitive_table("second", n_user), _blas(tape)
+        arrays = (tape.lhs, tape.rhs, value, tangent, adjoint, adjoint_tangent, words, *tables)
+        for start, stop, call in reversed(list(_runs(tape))):
+            if call is not None:
+                call.second_order(value, tangent, adjoint, adjoint_tangent)
+            second_order_sweep(start, tape.opcode[:stop], *arrays)

@@ -31,7 +31,12 @@ def activity(tape: FlatTape) -> np.ndarray:
     active = np.zeros(tape.n_slots, np.bool_)
     for first, size in tape.input_slots:
         active[first : first + size] = True
-    spread_activity(tape.first_operation, tape.opcode, tape.lhs, tape.rhs, tape.word_array(), active)
+    start = tape.first_operation
+    for call in tape.calls:
+        spread_activity(start, tape.opcode[: call.first], tape.lhs, tape.rhs, tape.word_array(), active)
+        start = call.first + call.size
+        active[call.first : start] = active[call.operands].any()
+    spread_activity(start, tape.opcode, tape.lhs, tape.rhs, tape.word_array(), active)
     return active
 
 

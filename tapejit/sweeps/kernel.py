@@ -29,6 +29,7 @@ FLAGS = {"error_model": "numpy", "nogil": True}
 _PACKAGE = Path(__file__).resolve().parent.parent
 NATIVE = _PACKAGE / "recording" / "native"
 COMPILER = _PACKAGE / "compiler"
+CHECKPOINTING = _PACKAGE / "checkpointing"
 
 
 def cache_directory() -> Path:
@@ -55,7 +56,7 @@ def cache_directory() -> Path:
 def fingerprint(folder: Path | None = None) -> str:
     """Digest of everything that a compiled kernel depends on, the processor apart (Numba's own key has that).
 
-    Kernels of native recording and of the compiler depend on their folder as well.
+    Kernels of native recording, of the compiler and of checkpointing depend on their folder as well.
     """
     digest = hashlib.sha256(f"{numba.__version__} {llvmlite.__version__} {sys.version}".encode())
     folders = [_PACKAGE / "sweeps", *([folder] if folder else [])]
@@ -71,7 +72,7 @@ class _Locator(caching._CacheLocator):
     def __init__(self, py_func, py_file):
         self._py_file = py_file
         folder = Path(py_file).parent
-        self._fingerprint = fingerprint(folder if folder in (NATIVE, COMPILER) else None)
+        self._fingerprint = fingerprint(folder if folder in (NATIVE, COMPILER, CHECKPOINTING) else None)
         self._path = str(cache_directory() / self._fingerprint[:16])
 
     def get_cache_path(self):

@@ -50,17 +50,17 @@ def _is_same(work, outputs_at, state):
 
 
 @kernel
-def _reverse(code, work, sizes, outputs_at, bars, output_bars, found):
+def _reverse(code, work, sizes, seeds_at, bars, output_bars, found):
     """Fill `found` (K, n inputs) with the adjoints of the inputs of the step; 0 if that went well."""
     _, reverse, tables = code
     memory, adjoint = work
-    n, n_active = sizes[0], sizes[5]
+    n, adjoint_size = sizes[0], sizes[5]
     for k in range(found.shape[0]):
-        adjoint[:n_active] = 0.0
+        adjoint[:adjoint_size] = 0.0
         for i in range(n):
-            adjoint[outputs_at[i]] = bars[k, i]
+            adjoint[seeds_at[i]] = bars[k, i]
         for i in range(output_bars.shape[1]):
-            adjoint[outputs_at[n + i]] = output_bars[k, i]
+            adjoint[seeds_at[n + i]] = output_bars[k, i]
         if call_reverse(
             reverse, memory.ctypes.data, memory.ctypes.data, adjoint.ctypes.data, adjoint.ctypes.data, tables
         ):
@@ -83,7 +83,7 @@ def drive(
     code,
     work,
     sizes,
-    outputs_at,
+    places,
     state,
     after,
     rows,
@@ -109,6 +109,8 @@ def drive(
         Addresses of the forward and the reverse function, and of the tables.
     work : tuple of ndarray
         Values and adjoints of the kernel.
+    places : tuple of ndarray
+        Where the outputs stand among values, and among adjoints.
     sizes : tuple of int
         Floats of the state, active parameters, active and passive floats of a row of inputs, where passive ones begin, and adjoints to clear.
     state, after : (n,) ndarray
@@ -127,6 +129,7 @@ def drive(
     row, why : int
     """
     memory, disk, place = snapshots
+    outputs_at = places[0]
     n, n_params, n_rows = sizes[0], sizes[1], sizes[2]
     found = np.empty((bars.shape[0], n + n_params + n_rows))
     done = 0
@@ -167,7 +170,7 @@ def drive(
                 return row, REFUSED
             if not _is_same(work, outputs_at, after):
                 return row, DIFFERS
-            if _reverse(code, work, sizes, outputs_at, bars, outputs_bar[:, step], found) != 0:
+            if _reverse(code, work, sizes, places[1], bars, outputs_bar[:, step], found) != 0:
                 return row, REFUSED
             for k in range(found.shape[0]):
                 for i in range(n):

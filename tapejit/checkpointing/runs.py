@@ -205,8 +205,8 @@ class Run:
                 max(1, _SLOTS_AT_A_TIME // (step.n_slots + 1)),
                 (made.linked.address("forward"), made.linked.address("reverse"), made.tables.ctypes.data),
                 (work.memory, adjoint),
-                (n, n_params, step.n_rows, step.n_passive, made.parameters_at, made.n_active),
-                made.outputs_at,
+                (n, n_params, step.n_rows, step.n_passive, made.parameters_at, made.adjoint_size),
+                (made.outputs_at, made.output_adjoints_at),
                 self.vector,
                 self.after if k else self.vector,
                 numbers.rows,
@@ -218,7 +218,7 @@ class Run:
                 self.rows_bar if k else nothing,
                 self.outputs_bar if k else nothing,
             )
-            adjoint[: made.n_active] = 0.0
+            adjoint[: made.adjoint_size] = 0.0
             if why == driver.REFUSED:
                 work.adjoint = None  # A reverse function that gives up may leave anything.
             return why

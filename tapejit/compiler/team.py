@@ -4,7 +4,7 @@ A team has a board in memory, on which the kernel posts a function and how many 
 calling thread too, until none is left. So a kernel never waits for a helper to come: one that sleeps, or that the system does not run, only
 does fewer chunks.
 
-Helpers are Python threads that stay in compiled code, without the GIL, while there is work, and for some time after it; then they sleep.
+Helpers are Python threads that stay in compiled code, without the GIL: while there is work, and for some time after it; then they sleep.
 """
 
 from __future__ import annotations
@@ -23,9 +23,8 @@ from tapejit.compiler.link import Linked, link
 __all__ = ["RUN", "Team", "register_team"]
 
 RUN = "tapejit_team_run"
-SPINS = 20_000  # looks at the board before a helper begins to nap: about half a millisecond
-NAPS = 300  # of 20 us and more, before it goes to sleep and must be woken, which takes longer than many a kernel
-_WORDS = 64  # of the board; those that several threads write stand in cache lines of their own
+SPINS = 20_000  # looks at the board before a helper goes to sleep: about half a millisecond
+_WORDS = 128  # of the board; those that several threads write stand in cache lines of their own
 
 # What a processor is told that only waits: the call, and its declaration.
 _X86 = "call void @llvm.x86.sse2.pause()", "declare void @llvm.x86.sse2.pause()\n"
@@ -33,7 +32,7 @@ _ARM = "call void @llvm.aarch64.hint(i32 1)", "declare void @llvm.aarch64.hint(i
 _PAUSES = {"x86_64": _X86, "aarch64": _ARM, "arm64": _ARM}
 
 # The board: word 0 the ticket, 8 a bit for each chunk that waits to be added, 16 how many are done, 24 and 25 the lock of adding and whose
-# turn it is, 32 status, 48 to 51 both functions, context and first chunk.
+# turn it is, 26 how many sleep, 32 status, 48 to 51 both functions, context and first chunk, 64 and 96 a mutex and a condition variable.
 # A ticket is generation << 32 | number of chunks << 16 | next chunk. Function and context change only while no chunk is left, so
 # whoever takes a chunk by exchanging the ticket has read those of its generation.
 _IR = r"""
@@ -173,7 +172,8 @@ post:
   %high = shl i64 %newer, 32
   %middle = shl i64 %n, 16
   %ticket = or i64 %high, %middle
-  store atomic i64 %ticket, ptr %board release, align 8
+  store atomic i64 %ticket, ptr %board seq_cst, align 8
+  call void @rouse(ptr %board)
   br label %work
 work:
   %some = call i1 @help(ptr %board)
@@ -190,27 +190,25 @@ end:
   ret i64 %status
 }
 
-; Helps until there has been nothing to do for some time: looks all the time at first, then between naps.
-define void @tapejit_team_attend(ptr %board, i64 %spins, ptr %nap, i64 %naps) nounwind {
+; Helps for ever: looks at the board all the time at first, then sleeps until a kernel wakes it.
+define void @tapejit_team_attend(ptr %board, i64 %spins) nounwind {
 entry:
   br label %work
 work:
-  %idle = phi i64 [ 0, %entry ], [ 0, %work ], [ %longer, %spin ], [ %longer, %sleep ]
+  %idle = phi i64 [ 0, %entry ], [ 0, %work ], [ %longer, %spin ], [ 0, %slept ]
   %some = call i1 @help(ptr %board)
   br i1 %some, label %work, label %rest
 rest:
   %longer = add i64 %idle, 1
   %is_short = icmp ult i64 %longer, %spins
-  br i1 %is_short, label %spin, label %doze
+  br i1 %is_short, label %spin, label %tired
 spin:
   call void @wait()
   br label %work
-doze:
-  %asleep = sub i64 %longer, %spins
-  %is_long = icmp uge i64 %asleep, %naps
-  br i1 %is_long, label %end, label %sleep
-sleep:
-  %result = call i32 %nap(i32 20)
+tired:
+  %is_over = call i1 @sleep(ptr %board)
+  br i1 %is_over, label %end, label %slept
+slept:
   br label %work
 end:
   ret void
@@ -218,12 +216,80 @@ end:
 """
 
 
+# Where the system has POSIX threads, helpers sleep without Python: a thread that wakes up in Python waits for the GIL, for milliseconds beside
+# short calls. Whoever sleeps has been counted before it looks at the ticket a last time, and a kernel looks at the count after it has posted one.
+# Woken, a helper stays up: its work may be done by then, but the next call is near.
+_POSIX = r"""
+declare i32 @pthread_mutex_lock(ptr)
+declare i32 @pthread_mutex_unlock(ptr)
+declare i32 @pthread_cond_wait(ptr, ptr)
+declare i32 @pthread_cond_broadcast(ptr)
+
+define private i1 @sleep(ptr %board) nounwind {
+entry:
+  %n_at = getelementptr i64, ptr %board, i64 26
+  %mutex = getelementptr i64, ptr %board, i64 64
+  %condition = getelementptr i64, ptr %board, i64 96
+  %locked = call i32 @pthread_mutex_lock(ptr %mutex)
+  %n_before = atomicrmw add ptr %n_at, i64 1 seq_cst
+  %ticket = load atomic i64, ptr %board seq_cst, align 8
+  %next = and i64 %ticket, 65535
+  %shifted = lshr i64 %ticket, 16
+  %n = and i64 %shifted, 65535
+  %is_left = icmp ult i64 %next, %n
+  br i1 %is_left, label %up, label %lie
+lie:
+  %woken = call i32 @pthread_cond_wait(ptr %condition, ptr %mutex)
+  br label %up
+up:
+  %n_after = atomicrmw sub ptr %n_at, i64 1 seq_cst
+  %unlocked = call i32 @pthread_mutex_unlock(ptr %mutex)
+  ret i1 0
+}
+
+define private void @rouse(ptr %board) nounwind {
+entry:
+  %n_at = getelementptr i64, ptr %board, i64 26
+  %n = load atomic i64, ptr %n_at seq_cst, align 8
+  %is_none = icmp eq i64 %n, 0
+  br i1 %is_none, label %end, label %call
+call:
+  %mutex = getelementptr i64, ptr %board, i64 64
+  %condition = getelementptr i64, ptr %board, i64 96
+  %locked = call i32 @pthread_mutex_lock(ptr %mutex)
+  %sent = call i32 @pthread_cond_broadcast(ptr %condition)
+  %unlocked = call i32 @pthread_mutex_unlock(ptr %mutex)
+  br label %end
+end:
+  ret void
+}
+"""
+
+# Elsewhere they go back to Python, which wakes them.
+_OTHER = r"""
+define private i1 @sleep(ptr %board) nounwind {
+  ret i1 1
+}
+
+define private void @rouse(ptr %board) nounwind {
+  ret void
+}
+"""
+
+
+@cache
+def _has_posix() -> bool:
+    names = ("mutex_init", "mutex_lock", "mutex_unlock", "cond_init", "cond_wait", "cond_broadcast")
+    return all(llvm.address_of_symbol(f"pthread_{name}") for name in names)
+
+
 @cache
 def _code() -> Linked:
     """The functions above, for the life of the process."""
     processor = llvm.get_process_triple().split("-")[0]
     pause, declaration = _PAUSES.get(processor, ("", ""))
-    return link(declaration + _IR.replace("%PAUSE%", pause)).pin()
+    sleeping = _POSIX if _has_posix() else _OTHER
+    return link(declaration + sleeping + _IR.replace("%PAUSE%", pause)).pin()
 
 
 @cache
@@ -249,9 +315,11 @@ class Team:
         self._board = raw[first : first + _WORDS]
         self.address = self._board.ctypes.data
         self.n_helpers = n_helpers
-        kind = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p, ctypes.c_int64)
-        self._attend = kind(_code().address("tapejit_team_attend"))
-        self._nap = llvm.address_of_symbol("usleep")
+        self._attend = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64)(_code().address("tapejit_team_attend"))
+        if _has_posix():
+            for name, word in (("mutex", 64), ("cond", 96)):
+                start = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)
+                start(llvm.address_of_symbol(f"pthread_{name}_init"))(self.address + 8 * word, None)
         self._beds = [threading.Semaphore(0) for _ in range(n_helpers)]
         self._sleeping = [True] * n_helpers
         with suppress(
@@ -263,7 +331,7 @@ class Team:
     def _help(self, i: int) -> None:
         while True:
             self._beds[i].acquire()
-            self._attend(self.address, SPINS, self._nap, NAPS if self._nap else 0)
+            self._attend(self.address, SPINS)  # for ever, where helpers sleep without Python
             self._sleeping[i] = True
 
     def wake(self) -> None:

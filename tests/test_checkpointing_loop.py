@@ -349,6 +349,14 @@ def test_compiled_functions_interpret_tapes_with_loops():
     assert_allclose(gradients[2], tj.grad(f)(x + 0.2), rtol=1e-12)
 
 
+def test_minimize_with_a_loop():
+    def f(x):
+        return np.sum((tj.loop(array_step, x, 12, P, checkpoints=3) - 0.5) ** 2)
+
+    best = tj.minimize(f, np.zeros(4), method="BFGS")
+    assert best.fun < 1e-10
+
+
 def test_define_by_run():
     with tj.Tape() as tape:
         x = tape.input(np.array([0.1, 0.2]))
@@ -500,7 +508,7 @@ def test_wrong_schedules_are_refused():
 
     for options, message in [
         ({"schedule": binomial(9, 3)}, "for 9 steps, but the loop has 10"),
-        ({"schedule": binomial(10, 3), "checkpoints": 3}, "not both"),
+        ({"schedule": binomial(10, 3), "checkpoints": 3}, "got checkpoints and schedule"),
         ({"schedule": two_level(10, 1, 2)}, "name a directory"),
         ({"checkpoints": 0}, "at least 1"),
     ]:
@@ -576,6 +584,20 @@ def test_compiled_step_whose_decisions_change_is_recorded_again():
     for checkpoints in (3, 20, 400):
         found = tj.value_and_grad(lambda p, k=checkpoints: f(p, checkpoints=k, compile=True))(0.3)
         assert_allclose(found, expected, rtol=1e-12)
+
+
+def test_step_that_decides_on_plain_values_is_recorded_every_time():
+    def step(x, p):
+        return x * p if tj.value(x) > 0.5 else x + 0.3
+
+    def plain(p):
+        x = 0.9
+        for _ in range(150):
+            x = step(x, p)
+        return x
+
+    found = tj.value_and_grad(lambda p: tj.loop(step, 0.9, 150, p, checkpoints=5, compile=True))(0.7)
+    assert_allclose(found, tj.value_and_grad(plain)(0.7), rtol=1e-13)
 
 
 def test_zero_adjoint_and_infinite_partial_contribute_nothing_in_compiled_steps():

@@ -202,6 +202,17 @@ def test_inputs_that_a_step_takes_as_plain_numbers():
     )
 
 
+def test_no_rows_of_inputs():
+    def f(p, rows):
+        last, out = tj.loop(lambda x, row, p: (x * p + row, x), 0.5 * p, 0, p, inputs=rows, outputs=True)
+        assert out is None
+        return last * 2.0
+
+    for rows in (np.empty(0), np.empty((0, 3))):
+        assert tj.grad(f)(0.7, rows) == 1.0
+        assert f(0.7, rows) == 0.7
+
+
 def test_rows_of_inputs_are_counted():
     with pytest.raises(ShapeError, match=r"inputs has shape \(3,\), but the loop has 4 steps"):
         tj.grad(lambda p: tj.loop(lambda x, row, p: x * p + row, 1.0, 4, p, inputs=np.ones(3)))(2.0)

@@ -139,9 +139,9 @@ def plan_loop(step: Step, recorded: Recorded, n_steps: int | None, checkpoints: 
 
 def _step_bytes(step: Step, recorded: Recorded, pairs: bool) -> int:
     tape = recorded.tape
+    rounded = 5 * _HUGE_PAGE if tape.nbytes > 2 * _HUGE_PAGE else 0  # Large arrays come in whole pages.
     if step.kernel is not None and not pairs:
-        return tape.nbytes + step.kernel.nbytes
-    rounded = 3 * _HUGE_PAGE if tape.nbytes > 2 * _HUGE_PAGE else 0  # Large arrays come in whole pages.
+        return tape.nbytes + step.kernel.nbytes + rounded
     return tape.nbytes + 8 * tape.n_slots * (4 if pairs else 1) + rounded
 
 

@@ -110,7 +110,8 @@ class Step:
     def row_size(self, i: int) -> int:
         assert self.inputs is not None
         leaf = self.inputs.structure.leaves[i]
-        return leaf.size // leaf.shape[0] if leaf.shape and leaf.shape[0] else 0
+        assert leaf.shape is not None
+        return int(np.prod(leaf.shape[1:], dtype=np.int64))
 
     # What errors say.
 

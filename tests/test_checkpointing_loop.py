@@ -560,10 +560,11 @@ def test_ctrl_c_in_the_middle_comes_out(compile, tmp_path):
     def turn(x, p):
         return np.sin(np.roll(x, 1) + p[0] * p[1])
 
+    n_steps = 8_000_000 if compile else 500_000
+    schedule = two_level(n_steps, 30, 30)
+
     def f(p):
-        schedule = two_level(2_000_000, 30, 30)
-        last = tj.loop(turn, np.ones(3), 2_000_000, p, schedule=schedule, directory=tmp_path, compile=compile)
-        return np.sum(last)
+        return np.sum(tj.loop(turn, np.ones(3), n_steps, p, schedule=schedule, directory=tmp_path, compile=compile))
 
     tj.grad(lambda p: np.sum(tj.loop(turn, np.ones(3), 200, p, compile=compile)))(P)
 
@@ -572,7 +573,7 @@ def test_ctrl_c_in_the_middle_comes_out(compile, tmp_path):
 
     before = signal.signal(signal.SIGALRM, interrupt)
     try:
-        for after in (0.3, 1.0):
+        for after in (0.1, 0.6):
             signal.setitimer(signal.ITIMER_REAL, after)
             with pytest.raises(KeyboardInterrupt):
                 tj.grad(f)(P)
@@ -595,6 +596,29 @@ def test_compiled_step_whose_decisions_change_is_recorded_again():
     for checkpoints in (3, 20, 400):
         found = tj.value_and_grad(lambda p, k=checkpoints: f(p, checkpoints=k, compile=True))(0.3)
         assert_allclose(found, expected, rtol=1e-12)
+
+
+def test_compiled_step_that_changes_on_the_way_is_noticed():
+    """It is the same at the first and at the last step."""
+    calls = [0]
+
+    def step(x, p):
+        calls[0] += 1
+        return x + p if calls[0] == 7 else x * p
+
+    with pytest.raises(DeterminismError, match="or computes something else of active values"):
+        tj.grad(lambda p: tj.loop(step, 0.1, 30_000, p, checkpoints=100, compile=True))(0.99)
+
+
+def test_compiled_step_that_asks_for_types_is_noticed():
+    def step(x, p):
+        return x * p + (0.1 if isinstance(x, float) and x > 0.5 else 0.0)
+
+    def grow(x, p):
+        return step(x, p) if isinstance(x, float) else x * p
+
+    with pytest.raises(DeterminismError):
+        tj.grad(lambda p: tj.loop(grow, 0.1, 30_000, p, checkpoints=100, compile=True))(1.01)
 
 
 def test_step_that_decides_on_plain_values_is_recorded_every_time():

@@ -1,4 +1,4 @@
-"""Loops under a memory budget: time and peak memory against the plan, snapshots on disk, and JAX beside them.
+"""Loops under a memory budget: time and peak memory against the plan, snapshots on disk, and others' checkpointing beside them.
 
 ``python -m benchmarks --only checkpointing``, and ``python -m benchmarks.checkpointing --plot time_and_memory.png`` for a picture. Every figure
 comes from a fresh process with a warm kernel cache (``python -m benchmarks.checkpointing PROBLEM STEPS BUDGET``), which prints JSON.
@@ -15,7 +15,7 @@ import numpy as np
 from problems import long_loops
 
 import tapejit as tj
-from tapejit.checkpointing import fewest_advances, two_level
+from tapejit.checkpointing import fewest_advances, steps, two_level
 from tapejit.workspace import forget
 
 from .measure import run_python
@@ -44,11 +44,11 @@ def make(name, n_steps):
             tj.loop(long_loops.lorenz96_step, x, n, **options)
         ), long_loops.lorenz96_start()
     if name.startswith("heat"):
-        n = 100_000
-        profile = np.sin(np.linspace(0.0, 3.0, n))
-        return lambda c, steps, **options: np.sum(
-            tj.loop(long_loops.heat_step, profile, steps, c, **options) ** 2
-        ), np.full(n - 1, 0.9)
+        width = 100_000
+        profile = np.sin(np.linspace(0.0, 3.0, width))
+        return lambda c, n, **options: np.sum(tj.loop(long_loops.heat_step, profile, n, c, **options) ** 2), np.full(
+            width - 1, 0.9
+        )
     units, width = 32, 16
     rows = rng.normal(size=(n_steps, width))
 
@@ -64,6 +64,8 @@ def make(name, n_steps):
 def measured(f):
     """Seconds, and peak bytes above the start."""
     forget()
+    for kernel in steps._kernels.values():
+        kernel._free.clear()  # its working memory, from the run before
     gc.collect()
     if sys.platform.startswith("linux"):
         ctypes.CDLL(None).malloc_trim(0)
@@ -146,21 +148,54 @@ def with_jax(n_steps):
     gradient = jax.jit(jax.grad(lambda x: jnp.sum(jax.lax.scan(block, x, None, length=side)[0])))
     x = jnp.array(long_loops.lorenz96_start())
     start = time.perf_counter()
-    gradient(x).block_until_ready()
-    first = time.perf_counter() - start
+    compiled = gradient.lower(x).compile()
+    compile_seconds = time.perf_counter() - start
+    compiled(x).block_until_ready()
     start = time.perf_counter()
-    gradient(x).block_until_ready()
+    compiled(x).block_until_ready()
     seconds = time.perf_counter() - start
-    return {"JAX steps": side * side, "us a step": 1e6 * seconds / side**2, "compile s": first - seconds}
+    return {"steps": side * side, "us a step": 1e6 * seconds / side**2, "compile s": compile_seconds}
+
+
+def with_torch(n_steps):
+    """Lorenz-96 by PyTorch: blocks of steps under ``torch.utils.checkpoint``, square root of the steps each; None where it is not installed."""
+    try:
+        import torch
+        from torch.utils.checkpoint import checkpoint
+    except ImportError:
+        return None
+    h = long_loops.STEP_LENGTH
+
+    def tendency(x):
+        return (torch.roll(x, -1) - torch.roll(x, 2)) * torch.roll(x, 1) - x + long_loops.FORCING
+
+    def block(x, n):
+        for _ in range(n):
+            a = tendency(x)
+            b = tendency(x + 0.5 * h * a)
+            c = tendency(x + 0.5 * h * b)
+            d = tendency(x + h * c)
+            x = x + h / 6.0 * (a + 2.0 * (b + c) + d)
+        return x
+
+    side = round(n_steps**0.5)
+    torch.set_num_threads(1)
+    x = start = torch.tensor(long_loops.lorenz96_start(), requires_grad=True)
+    began = time.perf_counter()
+    for _ in range(side):
+        x = checkpoint(block, x, side, use_reentrant=False)
+    x.sum().backward()
+    assert torch.isfinite(start.grad).all()
+    return {"steps": side * side, "us a step": 1e6 * (time.perf_counter() - began) / side**2}
 
 
 def run(quick=False):
     """Tables and targets of this module."""
     rows = []
     for name, (n_steps, _, budgets) in PROBLEMS.items():
-        steps = n_steps // 10 if quick and name.startswith("Lorenz") else n_steps
+        n = n_steps // 10 if quick and name.startswith("Lorenz") else n_steps
         for budget in budgets[:2] if quick else budgets:
-            rows.append(json.loads(run_python("-m", "benchmarks.checkpointing", name, str(steps), str(budget * MIB))))
+            rows.append(json.loads(run_python("-m", "benchmarks.checkpointing", name, str(n), str(budget * MIB))))
     targets = [
         Target(
             "measured / budget",
@@ -200,9 +235,13 @@ def run(quick=False):
             f"{n_steps:,} steps; the file is in the system's folder for temporary files.",
         )
     )
-    peer = json.loads(run_python("-m", "benchmarks.checkpointing", "--jax", str(n_steps)))
-    if peer:
-        tables.append(Table("Lorenz-96 by JAX", [peer], "scan of scans, the inner one under jax.checkpoint."))
+    peers = []
+    for name, flag, n in (("JAX", "--jax", n_steps), ("PyTorch", "--torch", 2500)):
+        if figures := json.loads(run_python("-m", "benchmarks.checkpointing", flag, str(n))):
+            peers.append({"peer": name, **figures})
+    if peers:
+        note = "The same steps in array code, in as many blocks as each has steps, recomputed in the reverse sweep; PyTorch with one thread."
+        tables.append(Table("Lorenz-96 by others", peers, note))
     return tables, targets
 
 
@@ -245,5 +284,7 @@ if __name__ == "__main__":
         print(json.dumps(on_disk(*map(int, rest))))
     elif first == "--jax":
         print(json.dumps(with_jax(int(rest[0]))))
+    elif first == "--torch":
+        print(json.dumps(with_torch(int(rest[0]))))
     else:
         print(json.dumps(one(first, *map(int, rest))))

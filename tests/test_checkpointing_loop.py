@@ -202,6 +202,17 @@ def test_inputs_that_a_step_takes_as_plain_numbers():
     )
 
 
+def test_no_rows_of_inputs():
+    def f(p, rows):
+        last, out = tj.loop(lambda x, row, p: (x * p + row, x), 0.5 * p, 0, p, inputs=rows, outputs=True)
+        assert out is None
+        return last * 2.0
+
+    for rows in (np.empty(0), np.empty((0, 3))):
+        assert tj.grad(f)(0.7, rows) == 1.0
+        assert f(0.7, rows) == 0.7
+
+
 def test_rows_of_inputs_are_counted():
     with pytest.raises(ShapeError, match=r"inputs has shape \(3,\), but the loop has 4 steps"):
         tj.grad(lambda p: tj.loop(lambda x, row, p: x * p + row, 1.0, 4, p, inputs=np.ones(3)))(2.0)
@@ -347,6 +358,14 @@ def test_compiled_functions_interpret_tapes_with_loops():
     values, gradients = fast.batch(np.stack([x, x + 0.1, x + 0.2] * 4))
     assert_allclose(values[1], f(x + 0.1))
     assert_allclose(gradients[2], tj.grad(f)(x + 0.2), rtol=1e-12)
+
+
+def test_minimize_with_a_loop():
+    def f(x):
+        return np.sum((tj.loop(array_step, x, 12, P, checkpoints=3) - 0.5) ** 2)
+
+    best = tj.minimize(f, np.zeros(4), method="BFGS")
+    assert best.fun < 1e-10
 
 
 def test_define_by_run():
@@ -500,7 +519,7 @@ def test_wrong_schedules_are_refused():
 
     for options, message in [
         ({"schedule": binomial(9, 3)}, "for 9 steps, but the loop has 10"),
-        ({"schedule": binomial(10, 3), "checkpoints": 3}, "not both"),
+        ({"schedule": binomial(10, 3), "checkpoints": 3}, "got checkpoints and schedule"),
         ({"schedule": two_level(10, 1, 2)}, "name a directory"),
         ({"checkpoints": 0}, "at least 1"),
     ]:
@@ -541,10 +560,11 @@ def test_ctrl_c_in_the_middle_comes_out(compile, tmp_path):
     def turn(x, p):
         return np.sin(np.roll(x, 1) + p[0] * p[1])
 
+    n_steps = 8_000_000 if compile else 500_000
+    schedule = two_level(n_steps, 30, 30)
+
     def f(p):
-        schedule = two_level(2_000_000, 30, 30)
-        last = tj.loop(turn, np.ones(3), 2_000_000, p, schedule=schedule, directory=tmp_path, compile=compile)
-        return np.sum(last)
+        return np.sum(tj.loop(turn, np.ones(3), n_steps, p, schedule=schedule, directory=tmp_path, compile=compile))
 
     tj.grad(lambda p: np.sum(tj.loop(turn, np.ones(3), 200, p, compile=compile)))(P)
 
@@ -553,7 +573,7 @@ def test_ctrl_c_in_the_middle_comes_out(compile, tmp_path):
 
     before = signal.signal(signal.SIGALRM, interrupt)
     try:
-        for after in (0.3, 1.0):
+        for after in (0.1, 0.6):
             signal.setitimer(signal.ITIMER_REAL, after)
             with pytest.raises(KeyboardInterrupt):
                 tj.grad(f)(P)
@@ -576,6 +596,43 @@ def test_compiled_step_whose_decisions_change_is_recorded_again():
     for checkpoints in (3, 20, 400):
         found = tj.value_and_grad(lambda p, k=checkpoints: f(p, checkpoints=k, compile=True))(0.3)
         assert_allclose(found, expected, rtol=1e-12)
+
+
+def test_compiled_step_that_changes_on_the_way_is_noticed():
+    """It is the same at the first and at the last step."""
+    calls = [0]
+
+    def step(x, p):
+        calls[0] += 1
+        return x + p if calls[0] == 7 else x * p
+
+    with pytest.raises(DeterminismError, match="or computes something else of active values"):
+        tj.grad(lambda p: tj.loop(step, 0.1, 30_000, p, checkpoints=100, compile=True))(0.99)
+
+
+def test_compiled_step_that_asks_for_types_is_noticed():
+    def step(x, p):
+        return x * p + (0.1 if isinstance(x, float) and x > 0.5 else 0.0)
+
+    def grow(x, p):
+        return step(x, p) if isinstance(x, float) else x * p
+
+    with pytest.raises(DeterminismError):
+        tj.grad(lambda p: tj.loop(grow, 0.1, 30_000, p, checkpoints=100, compile=True))(1.01)
+
+
+def test_step_that_decides_on_plain_values_is_recorded_every_time():
+    def step(x, p):
+        return x * p if tj.value(x) > 0.5 else x + 0.3
+
+    def plain(p):
+        x = 0.9
+        for _ in range(150):
+            x = step(x, p)
+        return x
+
+    found = tj.value_and_grad(lambda p: tj.loop(step, 0.9, 150, p, checkpoints=5, compile=True))(0.7)
+    assert_allclose(found, tj.value_and_grad(plain)(0.7), rtol=1e-13)
 
 
 def test_zero_adjoint_and_infinite_partial_contribute_nothing_in_compiled_steps():

@@ -24,7 +24,7 @@ _FIXED = 1 << 20  # rows of actions, small arrays and Python's objects
 _VECTORS = (
     14  # of the size of the state: at hand, the one after, the first, adjoints, what the results are copied through
 )
-_PARAMETERS = 10  # of the size of the active parameters: operands, values, adjoints, and temporaries
+_PARAMETERS = 8  # of the size of the active parameters: operands, values, adjoints, and temporaries
 _RESULTS = 40  # bytes a float of the results: 17 on the tape, which grows in steps, and adjoints
 _ROWS = 80  # bytes a float of the inputs: operands, values, rows, and adjoints of each
 _TAPE = (
@@ -139,13 +139,10 @@ def plan_loop(step: Step, recorded: Recorded, n_steps: int | None, checkpoints: 
 
 def _step_bytes(step: Step, recorded: Recorded, pairs: bool) -> int:
     tape = recorded.tape
-    n_bytes = tape.nbytes
-    if step.kernel is None or pairs:
-        n_bytes += 8 * tape.n_slots * (4 if pairs else 1)
-    if step.kernel is not None:
-        n_bytes += step.kernel.nbytes + 8 * tape.n_slots  # a replay, to compare the kernel with
-    rounded = 3 * _HUGE_PAGE if tape.nbytes > 2 * _HUGE_PAGE else 0  # Large arrays come in whole pages.
-    return int(_TAPE * n_bytes) + rounded
+    rounded = 5 * _HUGE_PAGE if tape.nbytes > 2 * _HUGE_PAGE else 0  # Large arrays come in whole pages.
+    if step.kernel is not None and not pairs:
+        return tape.nbytes + step.kernel.nbytes + rounded
+    return tape.nbytes + 8 * tape.n_slots * (4 if pairs else 1) + rounded
 
 
 def _data_bytes(step: Step, n_steps: int) -> int:

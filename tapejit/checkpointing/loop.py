@@ -338,7 +338,9 @@ class _Loop:
 
     def _passive_rows(self, step: Step, compile: bool | None) -> np.ndarray:
         parts = (
-            [self.inputs.floats[i].reshape(self.n_steps, -1) for i in self.inputs.leaves(False)] if self.inputs else []
+            [self.inputs.floats[i].reshape(self.n_steps, step.row_size(i)) for i in self.inputs.leaves(False)]
+            if self.inputs
+            else []
         )
         if not parts or compile is False:
             return np.empty((self.n_steps, 0))

@@ -19,6 +19,7 @@ from tapejit.checkpointing.streams import ADVANCE, FREE, RESTORE, REVERSE, STORE
 
 __all__ = ["Numbers", "Run", "SecondOrderRun", "push_forward"]
 
+_FIRST_COMPARED = 64  # compiled steps before the function is asked again
 _SLOTS_AT_A_TIME = 20_000_000  # of compiled steps before Python may handle signals: some 30 ms
 
 
@@ -80,6 +81,7 @@ class Run:
         self.outputs = np.empty((0, 0))
         self._blocks: Iterator[np.ndarray] = iter(())
         self._actions, self._row = np.empty((0, 3), np.int64), 0
+        self._until_compared = _FIRST_COMPARED
 
     def _first(self) -> np.ndarray:
         return self.numbers.start.copy()
@@ -172,6 +174,8 @@ class Run:
                 self._actions, self._row = following, 0
             if self._is_driven:
                 why = self._drive(until_reverse)
+                if why == driver.WORKED:
+                    self._compare(int(self._actions[self._row, 1]))
                 if why == driver.DIFFERS:
                     raise not_deterministic(self.step.named(int(self._actions[self._row, 1])))
             else:
@@ -186,6 +190,12 @@ class Run:
     @property
     def _is_driven(self) -> bool:
         return self.step.kernel is not None
+
+    def _compare(self, s: int) -> None:
+        """Ask the function itself whether it still does in this step what was compiled; now and then, ever more seldom."""
+        expected, _, _ = self.step.values(self.vector, self.static, self.params, self.numbers.rows, s)
+        require_same(self._recorded(self.vector, s).results[: expected.size], expected, self.step.named(s))
+        self._until_compared *= 4
 
     def _drive(self, until_reverse: bool) -> int:
         step, numbers, made = self.step, self.numbers, self.step.kernel
@@ -202,7 +212,7 @@ class Run:
                 self._actions,
                 self._row,
                 until_reverse,
-                max(1, _SLOTS_AT_A_TIME // (step.n_slots + 1)),
+                min(self._until_compared, max(1, _SLOTS_AT_A_TIME // (step.n_slots + 1))),
                 (made.linked.address("forward"), made.linked.address("reverse"), made.tables.ctypes.data),
                 (work.memory, adjoint),
                 (n, n_params, step.n_rows, step.n_passive, made.parameters_at, made.adjoint_size),

@@ -110,7 +110,8 @@ class Step:
     def row_size(self, i: int) -> int:
         assert self.inputs is not None
         leaf = self.inputs.structure.leaves[i]
-        return leaf.size // leaf.shape[0] if leaf.shape and leaf.shape[0] else 0
+        assert leaf.shape is not None
+        return int(np.prod(leaf.shape[1:], dtype=np.int64))
 
     # What errors say.
 
@@ -223,7 +224,7 @@ class Step:
         n, n_params = self.state.size, self.n_params
         numbers = np.concatenate([vector, params, rows[s] if self.n_rows else np.empty(0)])
         tape = Tape()
-        tape.short_lived = not replayed
+        tape.short_lived, tape.is_step = not replayed, replayed
         with detached(), tape:
             tape.add_input(numbers)
 
@@ -282,9 +283,7 @@ class Step:
         try:
             recorded = self.record(vector, static, params, rows, passive, 0, replayed=True)
         except TapejitError as error:
-            if not self.n_passive:
-                raise
-            return f"the step takes plain numbers from its inputs ({error})"
+            return f"the step takes plain numbers from what it is given ({error})"  # or it cannot be recorded at all
         tape = recorded.tape
         if tape.calls:
             return "the step has a loop or a checkpoint of its own"

@@ -120,9 +120,11 @@ def innermost(operands: Iterable[Variable | Array]) -> Tape:
 def refuse_frozen(x: Variable | Array, what: str) -> None:
     """Raise where a plain number is taken from what may depend on a parameter: a replay with another value of it would not notice.
 
-    `tapejit.record` then treats the argument as static.
+    `tapejit.record` then treats the argument as static, and `tapejit.loop` records every step.
     """
     for tape in _local.tapes:
+        if tape.is_step:
+            raise UnsupportedError(f"{what} takes plain numbers from what differs from step to step ({source_line()})")
         if tape.tries_parameters and not (x.tape is tape and _is_input(x)):
             raise UnsupportedError(
                 f"{what} takes plain numbers from what may depend on a parameter, so that a replay would not see another value of it "
@@ -166,6 +168,9 @@ class Tape(FlatTape):
         self.short_lived = False  # whether it ends with the call that made it, so that its memory need not be trimmed
         self._numbers: dict[str, np.ndarray] = {}
         self.is_replayed = False
+        self.is_step = (
+            False  # whether it is replayed as every step of a loop, so that no plain number may be taken from it
+        )
         self.tries_parameters = (
             False  # whether plain numbers may be taken from values that depend on parameters: see `refuse_frozen`
         )
@@ -180,6 +185,7 @@ class Tape(FlatTape):
             "_memory": [],
             "short_lived": False,
             "_numbers": {},
+            "is_step": False,
             "tries_parameters": False,
         }
         return {**super().__getstate__(), **fresh, "_grad": self._grad, "is_replayed": self.is_replayed}

@@ -84,6 +84,16 @@ def test_plan_says_what_a_gradient_takes_without_running_the_loop():
     assert found.loops[0].n_steps is None and "not known" in str(found)
 
 
+def test_plan_of_a_loop_with_a_loop_and_a_region_in_its_step():
+    region = tj.checkpoint(np.sin)
+
+    def outer(x, p):
+        return region(tj.loop(wave, x, 7, p, checkpoints=2)) * 0.9
+
+    plan = tj.plan(lambda x: np.sum(tj.loop(outer, x, 50, 0.5)), X, memory="4 MiB")
+    assert [loop.n_steps for loop in plan.loops] == [50]
+
+
 def test_plan_and_transforms_refuse_what_they_cannot_keep():
     with pytest.raises(UnsupportedError, match="needs a tj.loop or tj.while_loop"):
         tj.plan(lambda x: np.sum(x), X)

@@ -112,5 +112,5 @@ def plot(schedule: Schedule, axes: Any = None) -> Any:
         *zip(*reverses, strict=True) if reverses else ((), ()), ".", color="tab:red", markersize=3, label="reverse"
     )
     axes.set(xlabel="step", ylabel="steps computed so far", xlim=(-0.5, schedule.n_steps + 0.5), ylim=(time + 1, -1))
-    axes.legend(loc="lower left")
+    axes.legend(loc="lower right")
     return axes

@@ -11,8 +11,9 @@ import numpy as np
 from tapejit.calls import check_callable, is_compiled
 from tapejit.checkpointing.budget import LoopPlan, bytes_of, checkpoints_within, plan_loop, reset_peak
 from tapejit.checkpointing.calls import LoopCall
+from tapejit.checkpointing.context import local
 from tapejit.checkpointing.online import OnlineSchedule
-from tapejit.checkpointing.plans import MemoryReport, local
+from tapejit.checkpointing.plans import MemoryReport
 from tapejit.checkpointing.runs import Numbers
 from tapejit.checkpointing.schedules import Schedule, binomial, whole_number
 from tapejit.checkpointing.steps import Recorded, Step, Table, not_deterministic, require_same, table_of

@@ -2,26 +2,16 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from tapejit.calls import Call, check_callable, normalised_argnums
 from tapejit.checkpointing.budget import LoopPlan, in_words
+from tapejit.checkpointing.context import local
 from tapejit.errors import UnsupportedError
 
 __all__ = ["MemoryReport", "Plan", "memory_report", "plan"]
-
-
-class _Local(threading.local):
-    def __init__(self) -> None:
-        self.planned: list[LoopPlan] | None = None  # while a plan is being made
-        self.memory: int | str | None = None  # for loops without a budget, while a plan is being made
-        self.report: MemoryReport | None = None
-
-
-local = _Local()
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ import numpy as np
 
 from tapejit import ops, sweeps
 from tapejit.calls import is_compiled
+from tapejit.checkpointing.context import local
 from tapejit.checkpointing.structures import Leaf, Structure
 from tapejit.compiler.kernel import MAX_COMPILE_SECONDS, Kernel, compile_tape
 from tapejit.errors import DeterminismError, ShapeError, TapeError, TapejitError, UnsupportedError
@@ -418,14 +419,16 @@ def _digest(tape: Tape) -> bytes:
 
 @contextmanager
 def detached() -> Iterator[None]:
-    """Run a step apart from the tapes that are open: it is recorded on its own."""
+    """Run a step apart from the tapes that are open: it is recorded on its own. Loops in it are run, also while a plan is being made."""
     stack = open_tapes()
-    held = stack[:]
+    held, planned = stack[:], local.planned
     del stack[:]
+    local.planned = None
     try:
         yield
     finally:
         stack[:] = held
+        local.planned = planned
 
 
 def not_deterministic(what: str) -> DeterminismError:

@@ -30,6 +30,8 @@ _PACKAGE = Path(__file__).resolve().parent.parent
 NATIVE = _PACKAGE / "recording" / "native"
 COMPILER = _PACKAGE / "compiler"
 CHECKPOINTING = _PACKAGE / "checkpointing"
+# Kernels of these folders depend on what stands there, besides the sweeps.
+_DEPENDS_ON = {NATIVE: (NATIVE,), COMPILER: (COMPILER,), CHECKPOINTING: (CHECKPOINTING, COMPILER)}
 
 
 def cache_directory() -> Path:
@@ -53,14 +55,10 @@ def cache_directory() -> Path:
 
 
 @cache
-def fingerprint(folder: Path | None = None) -> str:
-    """Digest of everything that a compiled kernel depends on, the processor apart (Numba's own key has that).
-
-    Kernels of native recording, of the compiler and of checkpointing depend on their folder as well.
-    """
+def fingerprint(*folders: Path) -> str:
+    """Digest of everything that a compiled kernel depends on, the processor apart (Numba's own key has that); of these folders as well."""
     digest = hashlib.sha256(f"{numba.__version__} {llvmlite.__version__} {sys.version}".encode())
-    folders = [_PACKAGE / "sweeps", *([folder] if folder else [])]
-    sources = [path for directory in folders for path in sorted(directory.glob("*.py"))]
+    sources = [path for folder in (_PACKAGE / "sweeps", *folders) for path in sorted(folder.glob("*.py"))]
     for path in [_PACKAGE / "expressions.py", _PACKAGE / "ops.py", *sources]:
         digest.update(path.read_bytes())
     return digest.hexdigest()
@@ -71,8 +69,7 @@ class _Locator(caching._CacheLocator):
 
     def __init__(self, py_func, py_file):
         self._py_file = py_file
-        folder = Path(py_file).parent
-        self._fingerprint = fingerprint(folder if folder in (NATIVE, COMPILER, CHECKPOINTING) else None)
+        self._fingerprint = fingerprint(*_DEPENDS_ON.get(Path(py_file).parent, ()))
         self._path = str(cache_directory() / self._fingerprint[:16])
 
     def get_cache_path(self):

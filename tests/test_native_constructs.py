@@ -28,6 +28,7 @@ from problems.compiled import tridiagonal
 from problems.compiled.alignment import soft_minimum
 
 import tapejit as tj
+from tapejit import ops
 from tapejit.errors import BranchChangeError, PassiveConversionError, ShapeError, UninitializedError, UnsupportedError
 
 STEP = 1e-4  # of fourth-order differences
@@ -1912,3 +1913,19 @@ def test_dtype_of_a_differentiated_argument():
     for x in (X.astype(complex), np.array([1, 2, 3]), np.zeros(3, POINT)):
         with pytest.raises((ShapeError, UnsupportedError)):
             tj.grad(weighted_sum)(x, np.ones(x.size))
+
+
+@njit
+def squared(x):
+    return x * x
+
+
+def test_native_calls_after_blocks_see_no_primitives_that_are_not_there(monkeypatch):
+    """Inside of a block the opcodes of a tape may be anything."""
+    monkeypatch.setattr(ops, "USER", [ops.OPS[ops.CODE["mul"]]])
+    with tj.Tape() as tape:
+        x = np.sin(tape.input(np.arange(20_000.0)))
+        tape.opcode[20_001:40_001] = 250
+        y = tj.native(squared)(x[1])
+    assert tape.n_user_rows == 0
+    assert y.value == np.sin(1.0) ** 2

@@ -125,8 +125,8 @@ class Session:
         n_slots = self._n_slots()
         n_guards = int(self._header[layout.N_GUARDS])
         self._leave()
-        opcode = self.tape._opcode[:n_slots]
-        n_user = max(0, int(opcode.max()) - ops.FIRST_USER + 1) if ops.USER and n_slots else 0
+        opcode = self.tape._opcode[self._first : n_slots]  # before that, inside of blocks, there may be anything
+        n_user = max(0, int(opcode.max()) - ops.FIRST_USER + 1) if ops.USER and opcode.size else 0
         del opcode
         self.tape.took_room(n_slots, n_user)
         self._handle_signals()

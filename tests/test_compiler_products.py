@@ -17,7 +17,7 @@ from test_compiler_random import SMALL, check_compiled, thresholds
 import tapejit as tj
 from tapejit.compiler.kernel import compile_tape
 from tapejit.compiler.nest import Product
-from tapejit.compiler.operands import Data, classify
+from tapejit.compiler.operands import Data, Operands
 from tapejit.compiler.plan import Plan
 from tapejit.compiler.products import takes_adjoints
 from tapejit.compiler.prune import PRODUCT, prune
@@ -42,7 +42,7 @@ def planned(f, *args):
 
 def planned_tape(tape):
     program = prune(expand(tape, FlatTape(), True, 0))
-    plan = Plan(classify(roll(program), program))
+    plan = Plan(Operands(roll(program), program))
     return plan, [loop for loop in plan.root.loops() if isinstance(loop, Product)]
 
 

@@ -1,4 +1,4 @@
-"""What each stage of the compiler promises: prune, roll, classify, cut, fuse, plan. Nests are run on the numbers of instructions."""
+"""What each stage of the compiler promises: prune, roll, Operands, cut, fuse, plan. Nests are run on the numbers of instructions."""
 
 import loop_nests
 import numpy as np
@@ -12,7 +12,7 @@ from test_compiler_random import HARD, SMALL, thresholds
 import tapejit as tj
 from tapejit import ops
 from tapejit.compiler.nest import Loop, Site
-from tapejit.compiler.operands import Carried, Constant, Memory, Result, Scope, classify, cut, fuse
+from tapejit.compiler.operands import Carried, Constant, Memory, Operands, Result, Scope, cut, fuse
 from tapejit.compiler.plan import Plan
 from tapejit.compiler.prune import ABSENT, EXPECTS_FALSE, EXPECTS_TRUE, OUTPUT, prune
 from tapejit.compiler.roll import TooLargeError, roll
@@ -125,24 +125,24 @@ class Simulation:
 
 def planned(program):
     """The plan of a program, as the kernel makes it."""
-    found = classify(roll(program), program)
+    found = Operands(roll(program), program)
     while cut(found) or fuse(found):
-        found = classify(found.root, program)
+        found = Operands(found.root, program)
     return Plan(found)
 
 
 def check_stages(program, fuses=True):
     """All invariants up to the plan."""
     root = roll(program)
-    found = classify(root, program)
+    found = Operands(root, program)
     simulated = Simulation(root, program).run()
     assert simulated.order == list(range(program.size))
     for _ in range(8):
         if cut(found):
-            found = classify(root, program)
+            found = Operands(root, program)
             Simulation(root, program).run()
         elif fuses and fuse(found):
-            found = classify(root, program)
+            found = Operands(root, program)
             Simulation(root, program).run()
         else:
             break
@@ -322,7 +322,7 @@ def test_prune_numbers_parameters_after_inputs():
     assert set(range(9)) <= set(leaves.tolist())
 
 
-# roll, classify, cut, fuse, plan
+# roll, Operands, cut, fuse, plan
 
 
 @pytest.mark.parametrize("small", SMALL, ids=range(len(SMALL)))
@@ -390,7 +390,7 @@ def test_a_carried_value_is_carried():
 
     program = program_of(f, VECTOR)
     root = roll(program)
-    found = classify(root, program)
+    found = Operands(root, program)
     (carried,) = found.carried
     assert carried.home.constant_trips >= 99 and isinstance(carried.start, (Memory, Scope))
 

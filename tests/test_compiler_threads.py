@@ -15,7 +15,7 @@ import tapejit as tj
 from tapejit import layout
 from tapejit.compiler import sharing
 from tapejit.compiler.kernel import compile_tape
-from tapejit.compiler.operands import classify, cut, fuse
+from tapejit.compiler.operands import Operands, cut, fuse
 from tapejit.compiler.plan import Plan
 from tapejit.compiler.prune import prune
 from tapejit.compiler.roll import roll
@@ -51,9 +51,9 @@ def check_threads(f, *args, is_shared=True, points=()):
 def plan_of(f, *args, threaded=False):
     tape = tj.record(f, *args).tape
     program = prune(tape.expand() if len(tape.block_at) else tape)
-    found = classify(roll(program), program)
+    found = Operands(roll(program), program)
     while cut(found) or fuse(found):
-        found = classify(found.root, program)
+        found = Operands(found.root, program)
     return Plan(found, threaded=threaded)
 
 

@@ -24,7 +24,7 @@ from tapejit.compiler.functions import register
 from tapejit.compiler.link import Linked, estimate, link
 from tapejit.compiler.multiply import register_products
 from tapejit.compiler.nest import Loop, Product, Site
-from tapejit.compiler.operands import classify, cut, fuse
+from tapejit.compiler.operands import Operands, cut, fuse
 from tapejit.compiler.plan import Plan
 from tapejit.compiler.prune import prune
 from tapejit.compiler.roll import TooLargeError, roll
@@ -329,11 +329,11 @@ def _compiled(
         root = roll(program, max_sites=_most_sites(max_compile_seconds))
     except (TooLargeError, TapeFullError) as error:
         return given_up(str(error))
-    found = classify(root, program)
+    found = Operands(root, program)
     for _ in range(_ROUNDS):
         if not (cut(found) or fuse(found)):
             break
-        found = classify(root, program)
+        found = Operands(root, program)
     try:
         plan = Plan(found, in_chunks=n_lanes == 1, threaded=n_threads > 1)
         text, externals = emit(plan, n_lanes)

@@ -32,7 +32,7 @@ __all__ = [
     "Operand",
     "Result",
     "Scope",
-    "classify",
+    "Operands",
     "cut",
     "fuse",
 ]
@@ -191,8 +191,8 @@ def _breaks(keys, first, marks):
     return n_breaks
 
 
-class classify:
-    """Find the operands of all sites below `root`; they are put into ``site.operands``: x, y, condition.
+class Operands:
+    """The operands of all sites below `root`, found when it is made; ``site.operands`` then has those of a site: x, y, condition.
 
     Attributes
     ----------
@@ -413,7 +413,7 @@ def _steady(keys, lag):
     return n
 
 
-def cut(found: classify) -> bool:
+def cut(found: Operands) -> bool:
     """Cut loops where their loads are affine in pieces, and put iterations together where all pieces have one short length.
 
     Returns
@@ -485,7 +485,7 @@ def _take_apart(loop: Loop, starts: np.ndarray, pieces: np.ndarray) -> None:
     parent.replace(loop, own)
 
 
-def fuse(found: classify) -> bool:
+def fuse(found: Operands) -> bool:
     """Make one loop of two that follow each other, run equally often, and hand results on from iteration to iteration at most.
 
     Returns
@@ -510,7 +510,7 @@ def fuse(found: classify) -> bool:
     return changed
 
 
-def _fit(found: classify, first: Loop, second: Loop) -> bool:
+def _fit(found: Operands, first: Loop, second: Loop) -> bool:
     """Whether two neighbouring loops may become one: then every read of the other's results is of the same iteration."""
     if not np.array_equal(first.trips, second.trips) or len(first.body) + len(second.body) > LARGEST_FUSED:
         return False

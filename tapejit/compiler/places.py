@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from tapejit.compiler.nest import Loop, Site
-from tapejit.compiler.operands import Memory, classify
+from tapejit.compiler.operands import Memory, Operands
 from tapejit.compiler.windows import Load, Run, Stream, affine, fold, moved
 from tapejit.sweeps.kernel import kernel
 
@@ -87,7 +87,7 @@ def _places(column, base, width, site_of, iteration_of, out):
             out[t] = base[site] + width[site] * iteration_of[v]
 
 
-def most_apart(found: classify, loop: Loop) -> int:
+def most_apart(found: Operands, loop: Loop) -> int:
     """Up to how many stored values of a loop each have an array of their own; above, those of an iteration stand side by side."""
     is_innermost = all(isinstance(node, Site) for node in loop.body)
     is_serial = any(carried.home is loop for carried in found.carried)
@@ -97,7 +97,7 @@ def most_apart(found: classify, loop: Loop) -> int:
 class Layout:
     """Places of stored values, or of adjoints: leaves at their numbers, then what sites store, from `start` on."""
 
-    def __init__(self, found: classify, tables: Tables, start: int) -> None:
+    def __init__(self, found: Operands, tables: Tables, start: int) -> None:
         self.found, self.tables = found, tables
         self.start = self.end = start
         self._streams: list[tuple[Stream, list[Site]]] = []

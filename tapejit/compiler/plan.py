@@ -27,7 +27,7 @@ import numpy as np
 
 from tapejit import layout, ops
 from tapejit.compiler.nest import Loop, Product, Site
-from tapejit.compiler.operands import Carried, Memory, Operand, Result, Scope, classify
+from tapejit.compiler.operands import Carried, Memory, Operand, Operands, Result, Scope
 from tapejit.compiler.places import Address, Layout, Tables, most_apart
 from tapejit.compiler.products import place_factor, place_products
 from tapejit.compiler.prune import EXPECTS_FALSE, EXPECTS_TRUE, OUTPUT, PRODUCT
@@ -98,7 +98,7 @@ class Plan:
     Loops in chunks are for kernels of one input (`in_chunks`); chunks by several threads must have room for addends (`threaded`).
     """
 
-    found: classify
+    found: Operands
     in_chunks: bool = True
     threaded: bool = False
     active: set[Site] = field(default_factory=set)

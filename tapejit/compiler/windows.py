@@ -19,7 +19,7 @@ from functools import cached_property
 import numpy as np
 
 from tapejit.compiler.nest import Loop, Site
-from tapejit.compiler.operands import classify
+from tapejit.compiler.operands import Operands
 from tapejit.sweeps.kernel import kernel
 
 __all__ = ["Load", "Run", "Stream", "affine", "fold", "moved"]
@@ -75,12 +75,12 @@ class Run:
 
     Parameters
     ----------
-    found : classify
+    found : Operands
     at_once : container of Loop
         Loops whose iterations may run in any order: all of them run from the beginning of an entry to its end.
     """
 
-    def __init__(self, found: classify, at_once: Container[Loop]) -> None:
+    def __init__(self, found: Operands, at_once: Container[Loop]) -> None:
         self.found, self.at_once = found, at_once
         self._size: dict[Loop, np.ndarray] = {}
         self._begin: dict[Loop, np.ndarray] = {}

@@ -17,12 +17,12 @@ from tapejit.checkpointing.plans import MemoryReport
 from tapejit.checkpointing.runs import Numbers
 from tapejit.checkpointing.schedules import Schedule, binomial, whole_number
 from tapejit.checkpointing.steps import Recorded, Step, Table, not_deterministic, require_same, table_of
-from tapejit.checkpointing.structures import Leaf, Structure, active_leaf, plain_copy
+from tapejit.checkpointing.structures import Leaf, Structure, active_leaf, plain_copy, plain_of, without_decisions
 from tapejit.errors import ScheduleError, ShapeError, UnsupportedError
 from tapejit.native import native
 from tapejit.recording.array import Array, actives, is_active, lift_array
-from tapejit.recording.numpy_rules import plain_value
 from tapejit.recording.recorder import Tape, innermost, is_debugging, open_tapes
+from tapejit.recording.variable import Variable
 
 __all__ = ["loop", "while_loop"]
 
@@ -57,7 +57,7 @@ def loop(
         ``step(state, *params)`` returns the next state, of the same structure, shapes and dtypes. Python, NumPy or compiled by Numba. It
         must depend on nothing but its arguments, and on what never changes; an active value that it needs is passed in `params`.
     state : float, array, or tuple, list or dict of them, nested
-        The first state. Integers, booleans and other things in it are carried along, without derivative.
+        The first state. Integers, booleans, strings and arrays of them in it are carried along, without derivative.
     n_steps : int
     *params
         More arguments, the same for all steps; nested as well.
@@ -263,7 +263,7 @@ class _Loop:
         params = self.params.structure.build(_each(self.params.floats), self.params.static)
         collected: list[Any] = []
         s = 0
-        while s < self.n_steps if self.goes_on is None else self.goes_on(_plain_of(state)):
+        while s < self.n_steps if self.goes_on is None else self.goes_on(plain_of(state)):
             row: tuple = ()
             if self.inputs is not None:
                 rows, static = [_row_of(x, s) for x in self.inputs.floats], [x[s] for x in self.inputs.static]
@@ -273,7 +273,9 @@ class _Loop:
                 if not isinstance(result, tuple) or len(result) != 2:
                     raise ShapeError(f"with outputs=True a step returns (state, output), got {type(result).__name__}")
                 result, output = result
-                collected.append(output)
+                collected.append(
+                    _copy_of(output)
+                )  # A step may write into what it has given, if that is its state as well.
             self.state.parts(result, f"changes in step {s}")
             state, s = result, s + 1
         if not self.has_outputs:
@@ -284,7 +286,8 @@ class _Loop:
 
     def recorded(self, tape: Tape, options: _Options) -> Any:
         """Run forwards under a schedule, and record that."""
-        step = Step(self.f, self.state, self.params, self.inputs, self.has_outputs)
+        inputs = self.inputs.without_decisions() if self.inputs is not None else None
+        step = Step(self.f, self.state, self.params.without_decisions(), inputs, self.has_outputs)
         active_start = np.zeros(self.state.size, bool)
         for leaf, number in zip(self.state.leaves, self.start, strict=True):
             active_start[leaf.start : leaf.start + leaf.size] = is_active(number)
@@ -292,7 +295,7 @@ class _Loop:
         operands = [x for x in self.start if is_active(x)]
         for table in (self.params, self.inputs):
             operands += [table.floats[i] for i in table.leaves(True)] if table is not None else []
-        static = [_plain_of(part) for part in self.static]
+        static = [without_decisions(part) for part in self.static]
         passive = self._passive_rows(step, options.compile)
         numbers = Numbers(self.state.vector(self.start), static, np.empty(0), np.empty(0), passive)
         call = LoopCall(step, numbers, active_start, row_sizes, self.n_steps, options.directory, self.goes_on)
@@ -306,12 +309,10 @@ class _Loop:
             if options.memory is not None and planned is not None:
                 call.report = local.report = MemoryReport(planned, bytes_of(options.memory), before=options.before)
             last, static, outputs = call.start(values)
-            tape.calls.append(call)
         else:
             local.planned += [] if planned is None else [planned]
             last, outputs = call.numbers_at(values).start, np.zeros((self.n_steps, step.n_outputs))
-        call.first = tape.add_call(np.concatenate([last, outputs.reshape(-1)]))
-        call.size = last.size + outputs.size
+        call.place(tape, last, static, outputs, is_planned=local.planned is not None)
         result = self.state.build(lambda leaf: active_leaf(tape, call.first, leaf), static)
         if not self.has_outputs:
             return result
@@ -395,14 +396,12 @@ def _each(parts: Sequence[Any]) -> Callable[[Leaf], Any]:
     return lambda leaf: next(following)
 
 
-def _plain_of(x: Any) -> Any:
-    """A nested value with plain numbers for active ones."""
-    if isinstance(x, dict):
-        return {key: _plain_of(part) for key, part in x.items()}
-    if type(x) in (list, tuple) or hasattr(x, "_fields"):
-        parts = [_plain_of(part) for part in x]
-        return type(x)(*parts) if hasattr(x, "_fields") else type(x)(parts)
-    return plain_value(x) if is_active(x) else x
+def _copy_of(x: Any) -> Any:
+    structure = Structure(x, "output")
+    floats, static = structure.parts(x, "")
+    return structure.build(
+        _each([part if isinstance(part, (float, Variable)) else part.copy() for part in floats]), static
+    )
 
 
 def _stacked(outputs: list[Any]) -> Any:

@@ -146,3 +146,11 @@ def test_outputs_that_are_the_state_itself_keep_their_values():
         values.append(np.sin(values[-1]) * 1.1)
     assert_array_equal(tj.loop(step, x, 4, outputs=True)[1], values[1:])
     assert_allclose(tj.jacobian(tj.grad(total))(x), tj.hessian(total)(x), rtol=1e-13)
+
+
+def test_outputs_that_are_none_or_integers_are_refused():
+    for output in (None, 1, True):
+        with pytest.raises(ShapeError, match="output of a step is made of floats"):
+            tj.loop(lambda x: (2.0 * x, output), 1.0, 3, outputs=True)  # noqa: B023
+        with pytest.raises(ShapeError, match="output of a step is made of floats"):
+            tj.grad(lambda x: tj.loop(lambda x: (2.0 * x, output), x, 3, outputs=True)[0])(1.0)  # noqa: B023

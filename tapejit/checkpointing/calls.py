@@ -139,6 +139,10 @@ class LoopCall:
         outputs_bar = np.ascontiguousarray(bars[:, n : n + n_outputs])
         return np.ascontiguousarray(bars[:, :n]), outputs_bar.reshape(len(bars), self.n_steps, self.step.n_outputs)
 
+    def _outputs(self, value: np.ndarray) -> np.ndarray:
+        first, n_outputs = self.first + self.step.state.size, self.step.n_outputs
+        return value[first : first + self.n_steps * n_outputs].reshape(self.n_steps, n_outputs)
+
     # What sweeps ask for.
 
     def forward(self, value: np.ndarray) -> None:
@@ -159,7 +163,7 @@ class LoopCall:
         if not bars.any() and not outputs_bar.any():
             return
         run = self._take_run(value[self.operands])
-        found = self._operand_bars(*run.reverse(bars, outputs_bar))
+        found = self._operand_bars(*run.reverse(bars, outputs_bar, self._outputs(value)))
         np.add.at(adjoint, self.operands, found[0] if adjoint.ndim == 1 else found.T)
         if self.report is not None and self.report.before is not None:
             self.report.measured = (peak() or 0) - self.report.before
@@ -189,6 +193,6 @@ class LoopCall:
             self.step, numbers, self._dots(tangent), self.pair_schedule(), self.directory, self.goes_on
         )
         run.forward()
-        found = self._operand_bars(*run.reverse(bars, outputs_bar))
+        found = self._operand_bars(*run.reverse(bars, outputs_bar, self._outputs(value)))
         np.add.at(adjoint, self.operands, found[0])
         np.add.at(adjoint_tangent, self.operands, found[1])

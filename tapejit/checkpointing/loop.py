@@ -16,9 +16,18 @@ from tapejit.checkpointing.online import OnlineSchedule
 from tapejit.checkpointing.plans import MemoryReport
 from tapejit.checkpointing.runs import Numbers
 from tapejit.checkpointing.schedules import Schedule, binomial, whole_number
-from tapejit.checkpointing.steps import Recorded, Step, Table, not_deterministic, require_same, table_of
+from tapejit.checkpointing.steps import (
+    Recorded,
+    Step,
+    Table,
+    detached,
+    not_deterministic,
+    output_structure,
+    require_same,
+    table_of,
+)
 from tapejit.checkpointing.structures import Leaf, Structure, active_leaf, plain_copy, plain_of, without_decisions
-from tapejit.errors import ScheduleError, ShapeError, UnsupportedError
+from tapejit.errors import ScheduleError, ShapeError, TapeError, UnsupportedError
 from tapejit.native import native
 from tapejit.recording.array import Array, actives, is_active, lift_array
 from tapejit.recording.recorder import Tape, innermost, is_debugging, open_tapes
@@ -298,10 +307,11 @@ class _Loop:
         static = [without_decisions(part) for part in self.static]
         passive = self._passive_rows(step, options.compile)
         numbers = Numbers(self.state.vector(self.start), static, np.empty(0), np.empty(0), passive)
-        call = LoopCall(step, numbers, active_start, row_sizes, self.n_steps, options.directory, self.goes_on)
+        goes_on = None if self.goes_on is None else _on_plain_numbers(self.goes_on)
+        call = LoopCall(step, numbers, active_start, row_sizes, self.n_steps, options.directory, goes_on)
         call.operands = np.concatenate([lift_array(tape, x).slots().reshape(-1).astype(np.int64) for x in operands])
         values = tape.value[call.operands]
-        first_step = self._prepare(step, call.numbers_at(values), options.compile)
+        first_step = self._prepare(step, call.numbers_at(values), options.compile, goes_on)
         call.schedule, planned = self._chosen(options, step, first_step)
         if options.memory is not None and first_step is not None:
             call.pair_schedule = lambda: self._chosen(options, step, first_step, pairs=True)[0]
@@ -348,14 +358,14 @@ class _Loop:
             return np.empty((self.n_steps, 0))
         return np.ascontiguousarray(np.concatenate(parts, axis=1) if len(parts) > 1 else parts[0])
 
-    def _prepare(self, step: Step, numbers: Numbers, compile: bool | None) -> Recorded | None:
+    def _prepare(
+        self, step: Step, numbers: Numbers, compile: bool | None, goes_on: Callable[[Any], bool] | None
+    ) -> Recorded | None:
         """Try the first step, and compile it where that pays; gives its recording, None if there is no first step."""
-        if self.n_steps == 0 and (
-            self.goes_on is None or not self.goes_on(self.state.numbers(numbers.start, numbers.static))
-        ):
+        if self.n_steps == 0 and (goes_on is None or not goes_on(self.state.numbers(numbers.start, numbers.static))):
             return None
         params = step.plain_params(numbers.params)
-        first, static, _ = step.values(numbers.start, numbers.static, params, numbers.rows, 0)
+        first, static, output = step.values(numbers.start, numbers.static, params, numbers.rows, 0)
         arguments = (numbers.start, numbers.static, numbers.params, numbers.rows, numbers.passive)
 
         def pays(n_slots: int) -> bool:
@@ -365,16 +375,16 @@ class _Loop:
             step.compile(*arguments, pays)
         if step.kernel is None:
             recorded = step.record(*arguments, 0)
-            require_same(recorded.results[: self.state.size], first, step.named(0))
+            require_same(recorded.results, np.concatenate([first, output]), step.named(0))
             return recorded
         # A kernel computes what was recorded, the same in every step. So the function is asked twice whether it does.
-        again, _, _ = step.values(numbers.start, numbers.static, params, numbers.rows, 0)
-        if not np.array_equal(again, first, equal_nan=True):
+        again, _, output_again = step.values(numbers.start, numbers.static, params, numbers.rows, 0)
+        if not np.array_equal(again, first, equal_nan=True) or not np.array_equal(output_again, output, equal_nan=True):
             raise not_deterministic(step.named(0))
         for s, vector in ((0, numbers.start), (max(0, self.n_steps - 1), first)):
-            expected, _, _ = step.values(vector, static, params, numbers.rows, s)
+            expected, _, output = step.values(vector, static, params, numbers.rows, s)
             found = step.at(vector, static, numbers.params, numbers.rows, numbers.passive, s)
-            require_same(found.results[: self.state.size], expected, step.named(s))
+            require_same(found.results, np.concatenate([expected, output]), step.named(s))
         return step.replayed
 
     def _output_leaf(self, tape: Tape, first: int, step: Step, leaf: Leaf) -> Any:
@@ -396,8 +406,25 @@ def _each(parts: Sequence[Any]) -> Callable[[Leaf], Any]:
     return lambda leaf: next(following)
 
 
+def _on_plain_numbers(goes_on: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    """A stop test that must not ask for active values: those of a recording would decide in its replays as well."""
+
+    def test(state: Any) -> bool:
+        with detached():
+            try:
+                found = goes_on(state)
+                if not is_active(found):
+                    return bool(found)
+            except TapeError as error:
+                raise UnsupportedError(f"{message} ({error})") from error
+        raise UnsupportedError(message)
+
+    message = "the stop test of tj.while_loop uses an active value that is not in the state: put it into the state, or pass tj.value(x)"
+    return test
+
+
 def _copy_of(x: Any) -> Any:
-    structure = Structure(x, "output")
+    structure = output_structure(x)
     floats, static = structure.parts(x, "")
     return structure.build(
         _each([part if isinstance(part, (float, Variable)) else part.copy() for part in floats]), static

@@ -94,7 +94,6 @@ class _Region(Step):
         super().__init__(
             lambda state, args, kwargs: function(*args, **kwargs), Structure((), "state"), arguments, None, True
         )
-        self.checks_outputs = True
 
     def named(self, s: int) -> str:
         return "a function under tj.checkpoint"
@@ -108,5 +107,5 @@ class _Region(Step):
     def _apart(self, result: Any) -> tuple[Any, Any]:
         return (), result
 
-    def _check_outputs(self) -> None:
-        """Anything may be returned along with floats."""
+    def _output_structure(self, output: Any) -> Structure:
+        return Structure(output, "output")  # Integers and booleans may be returned along with floats.

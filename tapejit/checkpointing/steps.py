@@ -27,7 +27,7 @@ from tapejit.recording.array import Array, is_active, lift_array
 from tapejit.recording.recorder import Tape, open_tapes
 from tapejit.recording.variable import Variable
 
-__all__ = ["Recorded", "Step", "Table", "detached", "not_deterministic", "require_same", "table_of"]
+__all__ = ["Recorded", "Step", "Table", "detached", "not_deterministic", "output_structure", "require_same", "table_of"]
 
 _MOST_KERNELS = 16
 _RTOL = 1e-9
@@ -97,7 +97,6 @@ class Step:
         self.f, self.state, self.params, self.inputs, self.has_outputs = f, state, params, inputs, has_outputs
         self.is_compiled = is_compiled(f)
         self.outputs: Structure | None = None
-        self.checks_outputs = False  # whether the outputs of steps that are computed again are compared, too
         self.n_params = sum(params.structure.leaves[i].size for i in params.leaves(True))
         self.n_rows = sum(self.row_size(i) for i in inputs.leaves(True)) if inputs else 0
         self.n_passive = sum(self.row_size(i) for i in inputs.leaves(False)) if inputs else 0
@@ -197,16 +196,13 @@ class Step:
         if not self.has_outputs:
             return np.empty(0), []
         if self.outputs is None:
-            self.outputs = Structure(output, "output")
-            self._check_outputs()
+            self.outputs = self._output_structure(output)
         floats, static = self.outputs.parts(output, f"changes in step {s}")
         self._refuse_active(floats)
         return self.outputs.vector(floats), static
 
-    def _check_outputs(self) -> None:
-        assert self.outputs is not None
-        if self.outputs.n_static:
-            raise ShapeError("the output of a step is made of floats and float64 arrays; it has something else in it")
+    def _output_structure(self, output: Any) -> Structure:
+        return output_structure(output)
 
     def _refuse_active(self, floats: Sequence[Any]) -> None:
         if any(map(is_active, floats)):
@@ -441,6 +437,20 @@ def not_deterministic(what: str) -> DeterminismError:
         f"{what} gave something else when it was computed again from the same state; it must depend on nothing but its arguments: draw random "
         "numbers beforehand and pass them"
     )
+
+
+def output_structure(output: Any) -> Structure:
+    """What the outputs of steps look like, which are stacked: nothing but floats.
+
+    Raises
+    ------
+    ShapeError
+        If there is something else in it.
+    """
+    structure = Structure(output, "output")
+    if structure.n_static:
+        raise ShapeError("the output of a step is made of floats and float64 arrays; it has something else in it")
+    return structure
 
 
 def require_same(found: np.ndarray, expected: np.ndarray, what: str) -> None:

@@ -64,7 +64,8 @@ def loop(
     ----------
     step : callable
         ``step(state, *params)`` returns the next state, of the same structure, shapes and dtypes. Python, NumPy or compiled by Numba. It
-        must depend on nothing but its arguments, and on what never changes; an active value that it needs is passed in `params`.
+        must depend on nothing but its arguments, and on what never changes; an active value that it needs is passed in `params`. What it leaves
+        behind besides its result, in a list outside for instance, has no derivative.
     state : float, array, or tuple, list or dict of them, nested
         The first state. Integers, booleans, strings and arrays of them in it are carried along, without derivative.
     n_steps : int
@@ -154,7 +155,7 @@ def while_loop(
     Parameters
     ----------
     goes_on : callable
-        Takes the state, as plain numbers; says whether another step follows.
+        Takes the state, as plain numbers; says whether another step follows. An active value that it needs is in the state.
     step : callable
         ``step(state, *params)`` returns the next state; see `loop`.
     state

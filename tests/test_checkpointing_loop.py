@@ -721,3 +721,30 @@ def test_custom_schedule_is_carried_out():
         for compile in (False, True):
             found = tj.grad(lambda p, c=compile: tj.loop(scalar_step, 0.3, 2, p, schedule=mine, compile=c))(3.0)
             assert_allclose(found, tj.grad(lambda p: scalar_step(scalar_step(0.3, p), p))(3.0), rtol=1e-13)
+
+
+@pytest.mark.parametrize("compile", [False, True])
+@pytest.mark.parametrize("n_steps", [3, 300])
+def test_random_outputs_of_a_deterministic_state_are_refused(compile, n_steps):
+    rng = np.random.default_rng(0)
+
+    def total(x):
+        return np.sum(tj.loop(lambda s: (0.99 * s, s * rng.uniform()), x, n_steps, outputs=True, compile=compile)[1])
+
+    for transform in (tj.grad, lambda f: lambda x: tj.hvp(f)(x, 1.0)):
+        with pytest.raises(DeterminismError):
+            transform(total)(1.0)
+
+
+def test_stop_test_on_an_active_value_from_outside_is_refused():
+    def power(p):
+        return tj.while_loop(lambda s: s < p[1], lambda s, a: s * a, 1.0, p[0])
+
+    def held(p):
+        return tj.while_loop(lambda s: s[0] < s[1], lambda s, a: (s[0] * a, s[1]), (1.0, p[1]), p[0])[0]
+
+    p, other = np.array([1.3, 5.0]), np.array([1.3, 50.0])
+    for transform in (tj.grad, tj.hessian, lambda f: tj.record(f, p).value):
+        with pytest.raises(UnsupportedError, match="stop test of tj.while_loop uses an active value"):
+            transform(power)(p)
+    assert_allclose(tj.record(held, p).value(other), 1.3**15, rtol=1e-14)

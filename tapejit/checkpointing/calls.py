@@ -17,6 +17,8 @@ from tapejit.checkpointing.plans import MemoryReport
 from tapejit.checkpointing.runs import Numbers, Run, SecondOrderRun, push_forward
 from tapejit.checkpointing.schedules import Schedule, binomial
 from tapejit.checkpointing.steps import Step
+from tapejit.parameters import static_key
+from tapejit.recording.recorder import Tape
 
 __all__ = ["LoopCall"]
 
@@ -47,7 +49,8 @@ class LoopCall:
     report : MemoryReport or None
         To be filled in after a reverse sweep.
     first, size : int
-        The run of results: the floats of the last state, then the outputs, (n_steps, .).
+        The run of results: the floats of the last state, then the outputs, (n_steps, .); then, if there are static parts, whether they are as
+        when recorded.
     operands : (k,) int64 ndarray
         Slots: the active floats of the first state, the active parameters, and the active inputs one after the other.
     """
@@ -69,6 +72,7 @@ class LoopCall:
         self.report: MemoryReport | None = None
         self.first = self.size = 0
         self.operands = np.zeros(0, np.int64)
+        self._static_keys: list[Any] = []
         self._forwarded: tuple[np.ndarray, Run] | None = None  # operands, and a run that is ready to go back
         self._lock = threading.Lock()
 
@@ -78,6 +82,24 @@ class LoopCall:
         result = run.forward()
         self._forwarded = operands.copy(), run
         return result
+
+    def place(
+        self, tape: Tape, last: np.ndarray, static: list[Any], outputs: np.ndarray, is_planned: bool = False
+    ) -> None:
+        """Put the results on a tape. What is no float among them goes to Python code, which decides by it: a replay must find the same."""
+        self._static_keys = [static_key(part) for part in static]
+        values = [last, outputs.reshape(-1), np.ones(1 if static else 0)]
+        self.first = tape.add_call(np.concatenate(values))
+        self.size = last.size + outputs.size + (1 if static else 0)
+        if not is_planned:
+            tape.calls.append(self)
+            if static:
+                tape.guard([self.first + self.size - 1], [1.0])
+
+    def _fill(self, numbers: np.ndarray, last: np.ndarray, outputs: np.ndarray, same: float) -> None:
+        n = last.size + outputs.size
+        run = numbers[self.first : self.first + self.size]
+        run[: last.size], run[last.size : n], run[n:] = last, outputs.reshape(-1), same
 
     # Operands.
 
@@ -113,23 +135,27 @@ class LoopCall:
     def _result_bars(self, adjoint: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Adjoints (K, .) of the last state, and of the outputs, (K, n_steps, .); `adjoint` is (K, n_slots) or (n_slots,)."""
         bars = np.atleast_2d(adjoint)[:, self.first : self.first + self.size]
-        n = self.step.state.size
-        return np.ascontiguousarray(bars[:, :n]), np.ascontiguousarray(bars[:, n:]).reshape(
-            len(bars), self.n_steps, self.step.n_outputs
-        )
+        n, n_outputs = self.step.state.size, self.n_steps * self.step.n_outputs
+        outputs_bar = np.ascontiguousarray(bars[:, n : n + n_outputs])
+        return np.ascontiguousarray(bars[:, :n]), outputs_bar.reshape(len(bars), self.n_steps, self.step.n_outputs)
+
+    def _outputs(self, value: np.ndarray) -> np.ndarray:
+        first, n_outputs = self.first + self.step.state.size, self.step.n_outputs
+        return value[first : first + self.n_steps * n_outputs].reshape(self.n_steps, n_outputs)
 
     # What sweeps ask for.
 
     def forward(self, value: np.ndarray) -> None:
         """Run again, from other values of the operands."""
-        last, _, outputs = self.start(value[self.operands])
-        value[self.first : self.first + self.size] = np.concatenate([last, outputs.reshape(-1)])
+        last, static, outputs = self.start(value[self.operands])
+        same = [static_key(part) for part in static] == self._static_keys
+        self._fill(value, last, outputs, float(same))
 
     def tangent(self, value: np.ndarray, tangent: np.ndarray) -> None:
         """Fill in the tangents of the results."""
         numbers = self.numbers_at(value[self.operands])
         dot, outputs_dot = push_forward(self.step, numbers, self._dots(tangent), self.n_steps, self.goes_on)
-        tangent[self.first : self.first + self.size] = np.concatenate([dot, outputs_dot.reshape(-1)])
+        self._fill(tangent, dot, outputs_dot, 0.0)
 
     def reverse(self, value: np.ndarray, adjoint: np.ndarray) -> None:
         """Add to the adjoints of the operands; `adjoint` is (n_slots,) or (n_slots, K)."""
@@ -137,7 +163,7 @@ class LoopCall:
         if not bars.any() and not outputs_bar.any():
             return
         run = self._take_run(value[self.operands])
-        found = self._operand_bars(*run.reverse(bars, outputs_bar))
+        found = self._operand_bars(*run.reverse(bars, outputs_bar, self._outputs(value)))
         np.add.at(adjoint, self.operands, found[0] if adjoint.ndim == 1 else found.T)
         if self.report is not None and self.report.before is not None:
             self.report.measured = (peak() or 0) - self.report.before
@@ -167,6 +193,6 @@ class LoopCall:
             self.step, numbers, self._dots(tangent), self.pair_schedule(), self.directory, self.goes_on
         )
         run.forward()
-        found = self._operand_bars(*run.reverse(bars, outputs_bar))
+        found = self._operand_bars(*run.reverse(bars, outputs_bar, self._outputs(value)))
         np.add.at(adjoint, self.operands, found[0])
         np.add.at(adjoint_tangent, self.operands, found[1])

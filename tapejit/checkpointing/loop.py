@@ -16,13 +16,22 @@ from tapejit.checkpointing.online import OnlineSchedule
 from tapejit.checkpointing.plans import MemoryReport
 from tapejit.checkpointing.runs import Numbers
 from tapejit.checkpointing.schedules import Schedule, binomial, whole_number
-from tapejit.checkpointing.steps import Recorded, Step, Table, not_deterministic, require_same, table_of
-from tapejit.checkpointing.structures import Leaf, Structure, active_leaf, plain_copy
-from tapejit.errors import ScheduleError, ShapeError, UnsupportedError
+from tapejit.checkpointing.steps import (
+    Recorded,
+    Step,
+    Table,
+    detached,
+    not_deterministic,
+    output_structure,
+    require_same,
+    table_of,
+)
+from tapejit.checkpointing.structures import Leaf, Structure, active_leaf, plain_copy, plain_of, without_decisions
+from tapejit.errors import ScheduleError, ShapeError, TapeError, UnsupportedError
 from tapejit.native import native
 from tapejit.recording.array import Array, actives, is_active, lift_array
-from tapejit.recording.numpy_rules import plain_value
 from tapejit.recording.recorder import Tape, innermost, is_debugging, open_tapes
+from tapejit.recording.variable import Variable
 
 __all__ = ["loop", "while_loop"]
 
@@ -55,9 +64,10 @@ def loop(
     ----------
     step : callable
         ``step(state, *params)`` returns the next state, of the same structure, shapes and dtypes. Python, NumPy or compiled by Numba. It
-        must depend on nothing but its arguments, and on what never changes; an active value that it needs is passed in `params`.
+        must depend on nothing but its arguments, and on what never changes; an active value that it needs is passed in `params`. What it leaves
+        behind besides its result, in a list outside for instance, has no derivative.
     state : float, array, or tuple, list or dict of them, nested
-        The first state. Integers, booleans and other things in it are carried along, without derivative.
+        The first state. Integers, booleans, strings and arrays of them in it are carried along, without derivative.
     n_steps : int
     *params
         More arguments, the same for all steps; nested as well.
@@ -145,7 +155,7 @@ def while_loop(
     Parameters
     ----------
     goes_on : callable
-        Takes the state, as plain numbers; says whether another step follows.
+        Takes the state, as plain numbers; says whether another step follows. An active value that it needs is in the state.
     step : callable
         ``step(state, *params)`` returns the next state; see `loop`.
     state
@@ -263,7 +273,7 @@ class _Loop:
         params = self.params.structure.build(_each(self.params.floats), self.params.static)
         collected: list[Any] = []
         s = 0
-        while s < self.n_steps if self.goes_on is None else self.goes_on(_plain_of(state)):
+        while s < self.n_steps if self.goes_on is None else self.goes_on(plain_of(state)):
             row: tuple = ()
             if self.inputs is not None:
                 rows, static = [_row_of(x, s) for x in self.inputs.floats], [x[s] for x in self.inputs.static]
@@ -273,7 +283,9 @@ class _Loop:
                 if not isinstance(result, tuple) or len(result) != 2:
                     raise ShapeError(f"with outputs=True a step returns (state, output), got {type(result).__name__}")
                 result, output = result
-                collected.append(output)
+                collected.append(
+                    _copy_of(output)
+                )  # A step may write into what it has given, if that is its state as well.
             self.state.parts(result, f"changes in step {s}")
             state, s = result, s + 1
         if not self.has_outputs:
@@ -284,7 +296,8 @@ class _Loop:
 
     def recorded(self, tape: Tape, options: _Options) -> Any:
         """Run forwards under a schedule, and record that."""
-        step = Step(self.f, self.state, self.params, self.inputs, self.has_outputs)
+        inputs = self.inputs.without_decisions() if self.inputs is not None else None
+        step = Step(self.f, self.state, self.params.without_decisions(), inputs, self.has_outputs)
         active_start = np.zeros(self.state.size, bool)
         for leaf, number in zip(self.state.leaves, self.start, strict=True):
             active_start[leaf.start : leaf.start + leaf.size] = is_active(number)
@@ -292,13 +305,14 @@ class _Loop:
         operands = [x for x in self.start if is_active(x)]
         for table in (self.params, self.inputs):
             operands += [table.floats[i] for i in table.leaves(True)] if table is not None else []
-        static = [_plain_of(part) for part in self.static]
+        static = [without_decisions(part) for part in self.static]
         passive = self._passive_rows(step, options.compile)
         numbers = Numbers(self.state.vector(self.start), static, np.empty(0), np.empty(0), passive)
-        call = LoopCall(step, numbers, active_start, row_sizes, self.n_steps, options.directory, self.goes_on)
+        goes_on = None if self.goes_on is None else _on_plain_numbers(self.goes_on)
+        call = LoopCall(step, numbers, active_start, row_sizes, self.n_steps, options.directory, goes_on)
         call.operands = np.concatenate([lift_array(tape, x).slots().reshape(-1).astype(np.int64) for x in operands])
         values = tape.value[call.operands]
-        first_step = self._prepare(step, call.numbers_at(values), options.compile)
+        first_step = self._prepare(step, call.numbers_at(values), options.compile, goes_on)
         call.schedule, planned = self._chosen(options, step, first_step)
         if options.memory is not None and first_step is not None:
             call.pair_schedule = lambda: self._chosen(options, step, first_step, pairs=True)[0]
@@ -306,12 +320,10 @@ class _Loop:
             if options.memory is not None and planned is not None:
                 call.report = local.report = MemoryReport(planned, bytes_of(options.memory), before=options.before)
             last, static, outputs = call.start(values)
-            tape.calls.append(call)
         else:
             local.planned += [] if planned is None else [planned]
             last, outputs = call.numbers_at(values).start, np.zeros((self.n_steps, step.n_outputs))
-        call.first = tape.add_call(np.concatenate([last, outputs.reshape(-1)]))
-        call.size = last.size + outputs.size
+        call.place(tape, last, static, outputs, is_planned=local.planned is not None)
         result = self.state.build(lambda leaf: active_leaf(tape, call.first, leaf), static)
         if not self.has_outputs:
             return result
@@ -347,14 +359,14 @@ class _Loop:
             return np.empty((self.n_steps, 0))
         return np.ascontiguousarray(np.concatenate(parts, axis=1) if len(parts) > 1 else parts[0])
 
-    def _prepare(self, step: Step, numbers: Numbers, compile: bool | None) -> Recorded | None:
+    def _prepare(
+        self, step: Step, numbers: Numbers, compile: bool | None, goes_on: Callable[[Any], bool] | None
+    ) -> Recorded | None:
         """Try the first step, and compile it where that pays; gives its recording, None if there is no first step."""
-        if self.n_steps == 0 and (
-            self.goes_on is None or not self.goes_on(self.state.numbers(numbers.start, numbers.static))
-        ):
+        if self.n_steps == 0 and (goes_on is None or not goes_on(self.state.numbers(numbers.start, numbers.static))):
             return None
         params = step.plain_params(numbers.params)
-        first, static, _ = step.values(numbers.start, numbers.static, params, numbers.rows, 0)
+        first, static, output = step.values(numbers.start, numbers.static, params, numbers.rows, 0)
         arguments = (numbers.start, numbers.static, numbers.params, numbers.rows, numbers.passive)
 
         def pays(n_slots: int) -> bool:
@@ -364,16 +376,16 @@ class _Loop:
             step.compile(*arguments, pays)
         if step.kernel is None:
             recorded = step.record(*arguments, 0)
-            require_same(recorded.results[: self.state.size], first, step.named(0))
+            require_same(recorded.results, np.concatenate([first, output]), step.named(0))
             return recorded
         # A kernel computes what was recorded, the same in every step. So the function is asked twice whether it does.
-        again, _, _ = step.values(numbers.start, numbers.static, params, numbers.rows, 0)
-        if not np.array_equal(again, first, equal_nan=True):
+        again, _, output_again = step.values(numbers.start, numbers.static, params, numbers.rows, 0)
+        if not np.array_equal(again, first, equal_nan=True) or not np.array_equal(output_again, output, equal_nan=True):
             raise not_deterministic(step.named(0))
         for s, vector in ((0, numbers.start), (max(0, self.n_steps - 1), first)):
-            expected, _, _ = step.values(vector, static, params, numbers.rows, s)
+            expected, _, output = step.values(vector, static, params, numbers.rows, s)
             found = step.at(vector, static, numbers.params, numbers.rows, numbers.passive, s)
-            require_same(found.results[: self.state.size], expected, step.named(s))
+            require_same(found.results, np.concatenate([expected, output]), step.named(s))
         return step.replayed
 
     def _output_leaf(self, tape: Tape, first: int, step: Step, leaf: Leaf) -> Any:
@@ -395,14 +407,29 @@ def _each(parts: Sequence[Any]) -> Callable[[Leaf], Any]:
     return lambda leaf: next(following)
 
 
-def _plain_of(x: Any) -> Any:
-    """A nested value with plain numbers for active ones."""
-    if isinstance(x, dict):
-        return {key: _plain_of(part) for key, part in x.items()}
-    if type(x) in (list, tuple) or hasattr(x, "_fields"):
-        parts = [_plain_of(part) for part in x]
-        return type(x)(*parts) if hasattr(x, "_fields") else type(x)(parts)
-    return plain_value(x) if is_active(x) else x
+def _on_plain_numbers(goes_on: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    """A stop test that must not ask for active values: those of a recording would decide in its replays as well."""
+
+    def test(state: Any) -> bool:
+        with detached():
+            try:
+                found = goes_on(state)
+                if not is_active(found):
+                    return bool(found)
+            except TapeError as error:
+                raise UnsupportedError(f"{message} ({error})") from error
+        raise UnsupportedError(message)
+
+    message = "the stop test of tj.while_loop uses an active value that is not in the state: put it into the state, or pass tj.value(x)"
+    return test
+
+
+def _copy_of(x: Any) -> Any:
+    structure = output_structure(x)
+    floats, static = structure.parts(x, "")
+    return structure.build(
+        _each([part if isinstance(part, (float, Variable)) else part.copy() for part in floats]), static
+    )
 
 
 def _stacked(outputs: list[Any]) -> Any:

@@ -75,15 +75,14 @@ def checkpoint(f: Callable) -> Callable:
         if not operands or len(open_tapes()) > 1 or is_debugging():
             return function(*args, **kwargs)
         tape = innermost([part for x in operands for part in actives(x)])
-        step = _Region(function, arguments)
+        step = _Region(function, arguments.without_decisions())
         nothing = np.empty((1, 0))
         call = LoopCall(step, Numbers(np.empty(0), (), np.empty(0), nothing, nothing), np.zeros(0, bool), (), 1)
         call.operands = np.concatenate([lift_array(tape, x).slots().reshape(-1).astype(np.int64) for x in operands])
-        _, _, outputs = call.start(tape.value[call.operands])
-        call.first, call.size = tape.add_call(outputs.reshape(-1)), outputs.size
-        tape.calls.append(call)
+        last, static, outputs = call.start(tape.value[call.operands])
+        call.place(tape, last, static, outputs)
         assert step.outputs is not None
-        return step.outputs.build(lambda leaf: active_leaf(tape, call.first, leaf), step.outputs_static)
+        return step.outputs.build(lambda leaf: active_leaf(tape, call.first, leaf), static)
 
     return region
 
@@ -95,7 +94,6 @@ class _Region(Step):
         super().__init__(
             lambda state, args, kwargs: function(*args, **kwargs), Structure((), "state"), arguments, None, True
         )
-        self.checks_outputs = True
 
     def named(self, s: int) -> str:
         return "a function under tj.checkpoint"
@@ -109,5 +107,5 @@ class _Region(Step):
     def _apart(self, result: Any) -> tuple[Any, Any]:
         return (), result
 
-    def _check_outputs(self) -> None:
-        """Anything may be returned along with floats."""
+    def _output_structure(self, output: Any) -> Structure:
+        return Structure(output, "output")  # Integers and booleans may be returned along with floats.

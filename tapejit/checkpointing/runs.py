@@ -105,8 +105,6 @@ class Run:
             self.after, self.last = self.vector, self.static
         self.after = self.after.copy()
         outputs, self.outputs = self.outputs, np.empty((0, 0))
-        if self.step.checks_outputs:
-            self.seen = outputs
         return self.after.copy(), self.last, outputs
 
     def _forward_online(self) -> None:
@@ -144,7 +142,9 @@ class Run:
 
     # Back.
 
-    def reverse(self, bars: np.ndarray, outputs_bar: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def reverse(
+        self, bars: np.ndarray, outputs_bar: np.ndarray, outputs: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Adjoints of the first state (K, n), of the parameters (K, p) and of the rows of inputs (K, n_steps, .).
 
         Parameters
@@ -152,7 +152,10 @@ class Run:
         bars : (K, n) ndarray
             Adjoints of the last state.
         outputs_bar : (K, n_steps, .) ndarray
+        outputs : (n_steps, .) ndarray
+            What the steps gave on the way forward.
         """
+        self.given = outputs
         k = len(bars)
         self.bars, self.outputs_bar = bars.copy(), outputs_bar
         if not self.step.n_outputs:
@@ -193,8 +196,8 @@ class Run:
 
     def _compare(self, s: int) -> None:
         """Ask the function itself whether it still does in this step what was compiled; now and then, ever more seldom."""
-        expected, _, _ = self.step.values(self.vector, self.static, self.params, self.numbers.rows, s)
-        require_same(self._recorded(self.vector, s).results[: expected.size], expected, self.step.named(s))
+        expected, _, output = self.step.values(self.vector, self.static, self.params, self.numbers.rows, s)
+        require_same(self._recorded(self.vector, s).results, np.concatenate([expected, output]), self.step.named(s))
         self._until_compared *= 4
 
     def _drive(self, until_reverse: bool) -> int:
@@ -207,6 +210,7 @@ class Run:
         try:
             work.holds = None
             adjoint = work.add_adjoint(made) if work.adjoint is None else work.adjoint
+            work.adjoint = None  # A reverse function that gives up, or an exception here, may leave anything in it.
             work.memory[n : n + n_params] = numbers.params
             self._row, why = driver.drive(
                 self._actions,
@@ -229,8 +233,8 @@ class Run:
                 self.outputs_bar if k else nothing,
             )
             adjoint[: made.adjoint_size] = 0.0
-            if why == driver.REFUSED:
-                work.adjoint = None  # A reverse function that gives up may leave anything.
+            if why != driver.REFUSED:
+                work.adjoint = adjoint
             return why
         finally:
             made.give(work)
@@ -274,8 +278,8 @@ class Run:
             if not np.array_equal(again, self.after, equal_nan=True):
                 raise not_deterministic(self.step.named(s))
         require_same(recorded.results[:n], self.after, self.step.named(s))
-        if self.step.checks_outputs:
-            require_same(recorded.results[n:], self.seen[s], self.step.named(s))
+        if self.step.n_outputs:
+            require_same(recorded.results[n:], self.given[s], self.step.named(s))
         seeds = np.concatenate([self.bars, self.outputs_bar[:, s]], axis=1)
         found = recorded.pull_back(seeds)
         self.bars[:] = found[:, :n]
@@ -318,16 +322,12 @@ class SecondOrderRun(Run):
         self.vector = np.concatenate([recorded.results[:n], dots[:n]])
         self.static = recorded.static
 
-    def reverse_twice(
-        self, bars: np.ndarray, bar_dots: np.ndarray, outputs_bar: np.ndarray, outputs_bar_dot: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Each of the results of `reverse` for one adjoint, and its tangent in a second row."""
-        return self.reverse(np.stack([bars, bar_dots]), np.stack([outputs_bar, outputs_bar_dot]))
-
     def _step_back(self, s: int) -> None:
         n, n_params = self.step.state.size, self.step.n_params
         recorded = self._recorded(self.vector[:n], s)
         require_same(recorded.results[:n], self.after[:n], self.step.named(s))
+        if self.step.n_outputs:
+            require_same(recorded.results[n:], self.given[s], self.step.named(s))
         seeds = np.concatenate([self.bars, self.outputs_bar[:, s]], axis=1)
         found = np.stack(recorded.pull_back_twice(self._dots_at(s), seeds[0], seeds[1]))
         self.bars[:] = found[:, :n]

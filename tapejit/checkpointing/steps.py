@@ -19,7 +19,7 @@ import numpy as np
 from tapejit import ops, sweeps
 from tapejit.calls import is_compiled
 from tapejit.checkpointing.context import local
-from tapejit.checkpointing.structures import Leaf, Structure
+from tapejit.checkpointing.structures import Leaf, Structure, plain_copy, plain_of, without_decisions
 from tapejit.compiler.kernel import MAX_COMPILE_SECONDS, Kernel, compile_tape
 from tapejit.errors import DeterminismError, ShapeError, TapeError, TapejitError, UnsupportedError
 from tapejit.parameters import static_key
@@ -27,7 +27,7 @@ from tapejit.recording.array import Array, is_active, lift_array
 from tapejit.recording.recorder import Tape, open_tapes
 from tapejit.recording.variable import Variable
 
-__all__ = ["Recorded", "Step", "Table", "detached", "not_deterministic", "require_same", "table_of"]
+__all__ = ["Recorded", "Step", "Table", "detached", "not_deterministic", "output_structure", "require_same", "table_of"]
 
 _MOST_KERNELS = 16
 _RTOL = 1e-9
@@ -54,18 +54,21 @@ class Table:
     floats: list[Any]
     static: list[Any]
 
+    def without_decisions(self) -> Table:
+        """With plain booleans for active ones, as steps are recorded on tapes of their own."""
+        return Table(self.structure, self.active, self.floats, [without_decisions(part) for part in self.static])
+
     def leaves(self, active: bool) -> list[int]:
         return [i for i, is_one in enumerate(self.active) if is_one == active]
 
 
 def table_of(x: Any, name: str) -> Table:
     """The parameters or the inputs of a loop; plain arrays are copied, as the caller may change them as soon as the loop has been recorded."""
-    structure = Structure(x, name)
+    structure = Structure(x, name, is_result=False)
     floats, static = structure.parts(x, "")
     active = [is_active(part) for part in floats]
-    return Table(
-        structure, active, [part if is_one else _own(part) for part, is_one in zip(floats, active, strict=True)], static
-    )
+    own = [part if is_one else _own(part) for part, is_one in zip(floats, active, strict=True)]
+    return Table(structure, active, own, [_own(part) if isinstance(part, np.ndarray) else part for part in static])
 
 
 def _own(x: Any) -> Any:
@@ -94,8 +97,6 @@ class Step:
         self.f, self.state, self.params, self.inputs, self.has_outputs = f, state, params, inputs, has_outputs
         self.is_compiled = is_compiled(f)
         self.outputs: Structure | None = None
-        self.outputs_static: list[Any] = []
-        self.checks_outputs = False  # whether the outputs of steps that are computed again are compared, too
         self.n_params = sum(params.structure.leaves[i].size for i in params.leaves(True))
         self.n_rows = sum(self.row_size(i) for i in inputs.leaves(True)) if inputs else 0
         self.n_passive = sum(self.row_size(i) for i in inputs.leaves(False)) if inputs else 0
@@ -170,7 +171,7 @@ class Step:
     def values(
         self, vector: np.ndarray, static: Sequence[Any], params: tuple, rows: np.ndarray, s: int
     ) -> tuple[np.ndarray, list[Any], np.ndarray]:
-        """The next state, its static parts, and the output, by a plain call of the function."""
+        """The next state, the static parts of it and of the output, and the output, by a plain call of the function."""
         state = self.state.numbers(vector, static)
         row = self._row(s, _plain(rows[s] if self.n_rows else rows))
         with detached():
@@ -181,7 +182,8 @@ class Step:
         state, output = self._apart(result)
         following, now = self.state.parts(state, f"changes in step {s}")
         self._refuse_active(following)
-        return self.state.vector(following), now, self._output(output, s)
+        numbers, more = self._output(output, s)
+        return self.state.vector(following), now + more, numbers
 
     def _apart(self, result: Any) -> tuple[Any, Any]:
         if not self.has_outputs:
@@ -190,20 +192,17 @@ class Step:
             raise ShapeError(f"with outputs=True a step returns (state, output), got {type(result).__name__}")
         return result
 
-    def _output(self, output: Any, s: int) -> np.ndarray:
+    def _output(self, output: Any, s: int) -> tuple[np.ndarray, list[Any]]:
         if not self.has_outputs:
-            return np.empty(0)
+            return np.empty(0), []
         if self.outputs is None:
-            self.outputs = Structure(output, "output")
-            self._check_outputs()
-        floats, self.outputs_static = self.outputs.parts(output, f"changes in step {s}")
+            self.outputs = self._output_structure(output)
+        floats, static = self.outputs.parts(output, f"changes in step {s}")
         self._refuse_active(floats)
-        return self.outputs.vector(floats)
+        return self.outputs.vector(floats), static
 
-    def _check_outputs(self) -> None:
-        assert self.outputs is not None
-        if self.outputs.n_static:
-            raise ShapeError("the output of a step is made of floats and float64 arrays; it has something else in it")
+    def _output_structure(self, output: Any) -> Structure:
+        return output_structure(output)
 
     def _refuse_active(self, floats: Sequence[Any]) -> None:
         if any(map(is_active, floats)):
@@ -240,7 +239,7 @@ class Step:
             take_passive = None
             if replayed and self.n_passive:
                 take_passive = take_from(tape.add_parameter(passive[s]), passive[s])
-            state = self.state.build(take_from(1, numbers), static)
+            state = self.state.build(take_from(1, numbers), [plain_copy(part) for part in static])
             row = self._row(s, take_from(1 + n + n_params, numbers[n + n_params :]), take_passive)
             arguments = (state, *row, *self._params(take_from(1 + n, params)))
             try:
@@ -322,7 +321,9 @@ class Step:
             sweeps.forward(tape, value)
             if tape.branch_change(value) is None:
                 return Recorded(tape, value, self.replayed.outputs, list(static))
-        return self.record(vector, static, params, rows, passive, s)
+        recorded = self.record(vector, static, params, rows, passive, s)
+        recorded.static = [plain_of(part) for part in recorded.static]
+        return recorded
 
 
 @dataclass
@@ -436,6 +437,20 @@ def not_deterministic(what: str) -> DeterminismError:
         f"{what} gave something else when it was computed again from the same state; it must depend on nothing but its arguments: draw random "
         "numbers beforehand and pass them"
     )
+
+
+def output_structure(output: Any) -> Structure:
+    """What the outputs of steps look like, which are stacked: nothing but floats.
+
+    Raises
+    ------
+    ShapeError
+        If there is something else in it.
+    """
+    structure = Structure(output, "output")
+    if structure.n_static:
+        raise ShapeError("the output of a step is made of floats and float64 arrays; it has something else in it")
+    return structure
 
 
 def require_same(found: np.ndarray, expected: np.ndarray, what: str) -> None:

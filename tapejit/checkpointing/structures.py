@@ -1,24 +1,25 @@
 """Nested states: tuples, lists and dicts of numbers and arrays, as one flat vector of floats and a list of everything else.
 
 Floats and float64 arrays are what a loop differentiates. All else (integers, booleans, strings, None, index arrays) is *static*: carried along
-as it is.
+as it is. What a step gives may hold nothing else: floats inside of an object that is not looked into would lose their derivatives.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any
 
 import numpy as np
 
 from tapejit.errors import ShapeError
-from tapejit.recording.array import Array, is_active
+from tapejit.recording.array import Array, decided, is_active
 from tapejit.recording.numpy_rules import plain_value
 from tapejit.recording.recorder import Tape
 from tapejit.recording.variable import Truth, Variable
 
-__all__ = ["Leaf", "Structure", "active_leaf", "parts_of", "plain_copy"]
+__all__ = ["Leaf", "Structure", "active_leaf", "parts_of", "plain_copy", "plain_of", "without_decisions"]
 
 
 @dataclass(frozen=True)
@@ -34,8 +35,19 @@ class Leaf:
         return 1 if self.shape is None else int(np.prod(self.shape, dtype=np.int64))
 
 
+_STATIC = (Truth, bool, int, str, bytes, np.bool_, np.integer, np.datetime64, np.timedelta64, Enum)
+
+
 class Structure:
     """What a nested value looks like; made from one, and compared with others.
+
+    Parameters
+    ----------
+    x : nested value
+    name : str
+        What errors call it.
+    is_result : bool
+        Whether steps give it, so that everything in it must be known to hold no floats, or be looked into.
 
     Attributes
     ----------
@@ -52,8 +64,8 @@ class Structure:
     (["state['x']", "state['v'][0]", "state['v'][1]"], 5)
     """
 
-    def __init__(self, x: Any, name: str) -> None:
-        self.name = name
+    def __init__(self, x: Any, name: str, is_result: bool = True) -> None:
+        self.name, self.is_result = name, is_result
         self.leaves: list[Leaf] = []
         self.size = 0
         self.n_static = 0
@@ -72,6 +84,7 @@ class Structure:
             return (type(x), tuple(_keys(x)), *children)
         kind = _kind(x, path)
         if kind is None:
+            self._check_static(x, path)
             self.n_static += 1
             return ("static",)
         add(kind[0], path)
@@ -106,9 +119,18 @@ class Structure:
                 f"{path} {what}: it began as {_in_words(spec)}, now it is {_described_in_words(x)}; keep its shape and dtype"
             )
         if kind is None:
+            self._check_static(x, path)
             static.append(x)
         else:
             floats.append(x)
+
+    def _check_static(self, x: Any, path: str) -> None:
+        is_known = x is None or isinstance(x, (*_STATIC, Array)) or (isinstance(x, np.ndarray) and x.dtype.kind != "O")
+        if self.is_result and not is_known:
+            raise ShapeError(
+                f"{path} is of type {type(x).__name__}, and floats in it would lose their derivatives; use a tuple, list, dict or named tuple of "
+                "floats, float64 arrays, integers, booleans and strings"
+            )
 
     def flat(self, x: Any, what: str = "") -> tuple[np.ndarray, list[Any]]:
         """The floats of a value as one vector, (size,), their primals where they are active; and its static parts."""
@@ -157,6 +179,23 @@ def active_leaf(tape: Tape, first: int, leaf: Leaf) -> Any:
     if leaf.shape is None:
         return Variable(tape, first + leaf.start, tape.value_at(first + leaf.start))
     return Array.of_run(tape, first + leaf.start, leaf.shape) if leaf.size else np.zeros(leaf.shape)
+
+
+def plain_of(x: Any) -> Any:
+    """A nested value with plain numbers for active ones."""
+    if isinstance(x, dict):
+        return {key: plain_of(part) for key, part in x.items()}
+    if type(x) in (list, tuple) or hasattr(x, "_fields"):
+        parts = [plain_of(part) for part in x]
+        return type(x)(*parts) if hasattr(x, "_fields") else type(x)(parts)
+    return plain_value(x) if is_active(x) else x
+
+
+def without_decisions(x: Any) -> Any:
+    """A static part as plain booleans; a replay in which an active one would be another takes another branch."""
+    if isinstance(x, Truth):
+        return bool(x)
+    return decided(x) if isinstance(x, Array) else x
 
 
 def plain_copy(x: Any) -> Any:

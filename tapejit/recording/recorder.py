@@ -489,6 +489,8 @@ class Tape(FlatTape):
         )
 
     def _describe(self, slot: int, value: np.ndarray) -> str:
+        if any(call.first <= slot < call.first + call.size for call in self.calls):
+            return "that a loop or a region gives the same integers and booleans"
         code = self.code_at(slot)
         op = ops.op_coded(code)
         if op.arity == 0 or self.block_around(slot) >= 0:

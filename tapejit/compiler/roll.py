@@ -175,7 +175,7 @@ def _find_runs(
             rest = k - (n_trips - 1) * found
             size = begins[j] - begins[i]
             # Beyond what is left over, it costs an iteration.
-            most_shift = found - 1 if n_trips >= SHORTEST_SHIFTED else rest
+            most_shift = found - 1 if n_trips >= max(SHORTEST_SHIFTED, 3) else rest
             if most_shift > 0 and credit > 0 and size < LARGEST_SHIFTED:
                 shift = _best_shift(begins, operands, i, found, n_trips, rest, most_shift, stamps)
                 if shift > rest:

@@ -1092,12 +1092,7 @@ def compiled_recording(
 
 
 def check_threads(threads: int) -> None:
-    """
-    Raises
-    ------
-    ValueError
-        If there are less than one.
-    """
+    """Refuse a number of threads below one with a ValueError."""
     if threads < 1:
         raise ValueError(f"threads must be at least 1, got {threads}")
 

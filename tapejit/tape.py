@@ -95,9 +95,8 @@ class FlatTape:
         self.words_known: tuple[tuple, np.ndarray] | None = None  # what `sweeps` has found out about joined blocks
         self.passive_known: Passive | None = None  # and about what depends on parameters alone
         self.guards = Guards()
-        self.calls: list[
-            Any
-        ] = []  # loops and regions that are computed again in a reverse sweep: `tapejit.checkpointing.calls`
+        # Loops and regions that are computed again in a reverse sweep: see `tapejit.checkpointing.calls`.
+        self.calls: list[Any] = []
 
     def _bind(self) -> None:
         # Bound methods, looked up once: recording a scalar is four calls and little else.

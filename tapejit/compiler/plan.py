@@ -504,12 +504,8 @@ class Plan:
             groups += self.shifts(loop, own)
         grouped = {memory for group in groups for memory, _ in group}
         groups += [[(memory, 0)] for memory in memories if memory not in grouped]
-        copied = (
-            {memory for memories, _, _ in self.shared[loop].copied for memory in memories}
-            if loop in self.shared
-            else set()
-        )
-        if any(len({memory in copied for memory, _ in group}) > 1 for group in groups):
+        sharing = self.shared.get(loop)
+        if sharing and any(len({sharing.is_copied(memory) for memory, _ in group}) > 1 for group in groups):
             return None
         usual = np.ones(loop.n_entries, np.bool_)
         for group in groups:

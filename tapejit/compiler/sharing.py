@@ -2,8 +2,8 @@
 
 Such a loop runs in chunks: parts of equal work, whose number depends on the loop alone, so that results do not depend on how many threads there are.
 
-Forward, a chunk computes everything but the sums. What is to be added goes to memory (`Plan.addends`), and when all chunks are done it
-is added in recorded order, so that values are those of one thread, to the last bit.
+Forward, a chunk computes everything but the sums. What is to be added goes to memory (`Plan.addends`), and is added in recorded order: that of a
+chunk as soon as those before have been. So values are those of one thread, to the last bit.
 
 Backwards, the adjoint of a sum is that of all its addends. What comes from before the loop takes adjoints from many chunks: a single number is
 added up in each chunk, then over the chunks in their order. Of the adjoints in memory, a chunk has a copy of its own, which is added to the others
@@ -67,6 +67,10 @@ class Sharing:
     @property
     def n_chunks(self) -> int:
         return self.edges.size - 1
+
+    def is_copied(self, memory: Memory) -> bool:
+        """Whether the adjoint of a load goes to a copy."""
+        return any(memory in memories for memories, _, _ in self.copied)
 
 
 def identity(operand: Operand) -> Operand | Site:

@@ -322,9 +322,8 @@ class Team:
                 start(llvm.address_of_symbol(f"pthread_{name}_init"))(self.address + 8 * word, None)
         self._beds = [threading.Semaphore(0) for _ in range(n_helpers)]
         self._sleeping = [True] * n_helpers
-        with suppress(
-            RuntimeError
-        ):  # if the system has no more threads, or the interpreter ends: then there are fewer helpers
+        # Fewer helpers if the system has no more threads, or the interpreter ends.
+        with suppress(RuntimeError):
             for i in range(n_helpers):
                 threading.Thread(target=self._help, args=(i,), name="tapejit helper", daemon=True).start()
 

@@ -168,9 +168,8 @@ class Tape(FlatTape):
         self.short_lived = False  # whether it ends with the call that made it, so that its memory need not be trimmed
         self._numbers: dict[str, np.ndarray] = {}
         self.is_replayed = False
-        self.is_step = (
-            False  # whether it is replayed as every step of a loop, so that no plain number may be taken from it
-        )
+        # Whether it is replayed as every step of a loop, so that no plain number may be taken from it.
+        self.is_step = False
         self.tries_parameters = (
             False  # whether plain numbers may be taken from values that depend on parameters: see `refuse_frozen`
         )

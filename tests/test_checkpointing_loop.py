@@ -748,3 +748,13 @@ def test_stop_test_on_an_active_value_from_outside_is_refused():
         with pytest.raises(UnsupportedError, match="stop test of tj.while_loop uses an active value"):
             transform(power)(p)
     assert_allclose(tj.record(held, p).value(other), 1.3**15, rtol=1e-14)
+
+
+def test_a_run_that_is_left_over_serves_the_same_bits_alone():
+    with tj.Tape() as tape:
+        tj.loop(lambda s: s * 2.0, tape.input(0.0), 3)
+    (call,) = tape.calls
+    assert np.signbit(call._take_run(np.array([-0.0])).numbers.start).all()
+    call.start(np.array([np.nan]))
+    left = call._forwarded[1]
+    assert call._take_run(np.array([np.nan])) is left
